@@ -1,0 +1,86 @@
+"""What every trajectory objective shares: it sees numbers, never a network.
+
+An objective maps log-probs (current, old, reference), rewards and groups to a scalar loss; how the
+log-probs were computed, and how the gradient reaches the weights, is `two_pass.py`'s business.
+
+Shapes: M chains, T steps. Log-probs are per-dimension means in nats, as in `chain.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import InputError
+from diffusion.process import ReverseProcess
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One epoch's finished chains, as an objective sees them.
+
+    log_prob_old, log_prob_ref: (M, T). reward: (M,). group: (M,) int64, the *id* of the prompt
+    drawn (two draws of one string are two groups). step_weight: (T,) non-negative, sums to 1.
+    dimensions: D, to convert per-dimension units to nats.
+    """
+
+    log_prob_old: Tensor
+    log_prob_ref: Tensor
+    reward: Tensor
+    group: Tensor
+    step_weight: Tensor
+    dimensions: int
+
+
+class Objective(Protocol):
+    def __call__(self, log_prob: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss, differentiable in `log_prob` (M, T), and metrics."""
+        ...
+
+
+def step_weights(process: ReverseProcess, kind: str) -> Tensor:
+    """(T,) float64 weights that sum to 1 over the steps with a density.
+
+    uniform    1/T each, as published.
+    skip_last  uniform without the step into nearly clean data, whose log-prob reacts to the
+               network ten to a hundred times more strongly than any other's and drowns them. It
+               is the last step with a density, or the one before where the last stays at the
+               final noise level (Stable Diffusion's DDIM, steps_offset=1): the more sensitive.
+    balanced   inversely proportional to the step's sensitivity |d mean/d output| / std, which
+               gives every step the same say.
+    Deterministic steps always have weight 0.
+    """
+    usable = process.stochastic.clone()
+    if not usable.any():
+        raise InputError(
+            "no denoising step draws noise, so no step has a log-probability; "
+            "use --scheduler ddpm, or DDIM with --eta 1"
+        )
+    weight = usable.double()
+    if kind == "skip_last":
+        if int(usable.sum()) > 1:
+            last_two = usable.nonzero().flatten()[-2:]
+            weight[last_two[process.sensitivity[last_two].argmax()]] = 0
+    elif kind == "balanced":
+        weight = weight / process.sensitivity.clamp_min(1e-12)
+        weight[~usable] = 0
+    elif kind != "uniform":
+        raise InputError(f"step weights {kind!r}: expected uniform, skip_last or balanced")
+    return weight / weight.sum()
+
+
+def group_members(group: Tensor) -> Tensor:
+    """(M, M) bool, whether two chains share a group."""
+    return group[:, None] == group[None, :]
+
+
+def tie_fraction(reward: Tensor, group: Tensor) -> float:
+    """Share of within-group pairs whose rewards are equal; 1.0 when there is no pair at all."""
+    pair = torch.triu(group_members(group), diagonal=1)
+    count = int(pair.sum())
+    if count == 0:
+        return 1.0
+    return float((pair & (reward[:, None] == reward[None, :])).sum() / count)

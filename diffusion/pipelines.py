@@ -1,0 +1,324 @@
+"""A `diffusers` text-to-image pipeline seen as a denoising policy: encode, predict, decode, LoRA.
+
+Stable Diffusion 1.x/2.x and SDXL, loaded and encoded by their own pipeline classes. The network's
+output includes classifier-free guidance, so that rollout, training and reference agree on it.
+
+Shapes: N prompts, B images, (C, h, w) one latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import Condition
+from diffusion.errors import InputError
+
+TINY = Path(__file__).parent / "assets" / "tiny"
+TRAINED, REFERENCE = "default", "reference"  # adapter names
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_TARGETS = {
+    "attention": ATTENTION,
+    "all": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
+    """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` from `tiny`, a folder or a hub id.
+
+    `scheduler`: keep, ddim or ddpm (swapped in with the same noise schedule). Raises InputError for
+    anything that cannot be loaded, naming the likely cause.
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+
+    path = str(TINY) if model == "tiny" else model
+    if model != "tiny" and _looks_like_path(model) and not Path(model).is_dir():
+        raise InputError(f'model folder "{model}" does not exist; pass a folder, a hub id, or "tiny"')
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+        raise InputError(
+            f'"{path}" has no model_index.json, so it is not a diffusers pipeline folder; '
+            "pass the folder that save_pretrained() wrote"
+        )
+    # SD 1.x ships a safety checker we never call; SDXL's class does not know the argument.
+    extra = {} if _class_name(path) == "StableDiffusionXLPipeline" else {"safety_checker": None}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            path, torch_dtype=DTYPES[dtype], use_safetensors=True, **extra
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f'cannot load pipeline "{model}": {reason}') from error
+    if type(pipe).__name__ not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        raise InputError(
+            f'"{model}" is a {type(pipe).__name__}; '
+            "StableDiffusionPipeline and StableDiffusionXLPipeline are supported"
+        )
+    kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+    if scheduler in kinds:
+        pipe.scheduler = kinds[scheduler].from_config(pipe.scheduler.config)
+    elif type(pipe.scheduler).__name__ not in ("DDIMScheduler", "DDPMScheduler"):
+        # Its noise schedule is kept; only the sampler changes, to one whose steps have densities.
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    for module in _modules(pipe):
+        module.requires_grad_(False)
+        module.eval()
+    return pipe
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _class_name(path: str) -> str | None:
+    index = Path(path) / "model_index.json"
+    return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+
+
+def _modules(pipe) -> list[torch.nn.Module]:
+    return [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """16 hex digits of a module's weights: their names, shapes and double-precision sums."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if "lora_" in name:
+            continue
+        name = name.replace(".base_layer", "")
+        total = f"{tensor.detach().double().sum().item():.9e}"
+        digest.update(f"{name}{tuple(tensor.shape)}{total}".encode())
+    return digest.hexdigest()[:16]
+
+
+def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
+    """Load a diffusers LoRA folder (or file) into the pipeline's UNet under an adapter name."""
+    path = Path(folder)
+    file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            f'no LoRA at "{folder}": expected a folder holding pytorch_lora_weights.safetensors, '
+            "such as runs/x/lora"
+        )
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter)
+    except Exception as error:  # peft and diffusers raise many kinds for one cause
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(f'"{folder}" does not fit this pipeline (another model?): {reason}') from error
+
+
+class ImagePolicy:
+    """The pipeline with trainable weights and a frozen reference.
+
+    `train`: "lora" adds an adapter (initially the identity); "full" trains the UNet and keeps a
+    frozen copy as reference. `start_lora` starts from a LoRA the user already has; the reference is
+    then that LoRA, in a second frozen adapter, not the bare model.
+    """
+
+    def __init__(
+        self,
+        pipe,
+        *,
+        guidance_scale: float,
+        negative_prompt: str = "",
+        train: str = "lora",
+        lora_rank: int = 8,
+        lora_targets: str = "attention",
+        start_lora: str | None = None,
+        gradient_checkpointing: bool = False,
+        autocast: str | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.pipe, self.unet, self.train = pipe.to(device), pipe.unet, train
+        self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
+        self.device, self.autocast_dtype = torch.device(device), DTYPES[autocast] if autocast else None
+        self.is_xl = type(pipe).__name__ == "StableDiffusionXLPipeline"
+        self._starting_lora = start_lora is not None
+        self._frozen: torch.nn.Module | None = None
+        if self.unet.config.get("time_cond_proj_dim"):
+            raise InputError("guidance-distilled UNets (LCM) are not supported: they take no guidance")
+        if train == "lora":
+            self._add_lora(lora_rank, lora_targets, start_lora, seed)
+        elif train == "full":
+            self._add_full(start_lora)
+        else:
+            raise InputError(f"train must be lora or full, got {train!r}")
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.unet.eval()  # dropout off, in rollout and training alike
+
+    def _add_lora(self, rank: int, targets: str, start: str | None, seed: int) -> None:
+        from peft import LoraConfig
+
+        if targets not in LORA_TARGETS:
+            raise InputError(f"LoRA targets {targets!r}: expected attention or all")
+        if start is not None:
+            load_lora(self.pipe, start, adapter=TRAINED)
+            load_lora(self.pipe, start, adapter=REFERENCE)
+            self.unet.set_adapter(TRAINED)
+        else:
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=rank,  # scale 1, which is what loaders assume where none is recorded
+                init_lora_weights="gaussian",
+                target_modules=list(LORA_TARGETS[targets]),
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.unet.add_adapter(config, adapter_name=TRAINED)
+        for name, parameter in self.unet.named_parameters():
+            trained = "lora_" in name and f".{TRAINED}." in name
+            parameter.requires_grad_(trained)
+            if trained:
+                parameter.data = parameter.data.float()  # masters stay fp32 under a half UNet
+
+    def _add_full(self, start: str | None) -> None:
+        import copy
+
+        if start is not None:
+            load_lora(self.pipe, start, adapter=TRAINED)
+            self.pipe.fuse_lora()
+            self.pipe.unload_lora_weights()
+        self.unet.float()
+        self._frozen = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        self.unet.requires_grad_(True)
+
+    # -- weights --------------------------------------------------------------------------------
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The trained parameters by name."""
+        return {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
+
+    def save_weights(self, folder: Path) -> Path:
+        """Write the LoRA (diffusers layout) or the whole UNet into `folder`; returns the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.train == "lora":
+            from peft.utils import get_peft_model_state_dict
+
+            layers = get_peft_model_state_dict(self.unet, adapter_name=TRAINED)
+            type(self.pipe).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+        else:
+            self.unet.save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    @contextmanager
+    def _reference_weights(self) -> Iterator[torch.nn.Module]:
+        if self._frozen is not None:
+            yield self._frozen
+        elif self._starting_lora:
+            self.unet.set_adapter(REFERENCE)
+            try:
+                yield self.unet
+            finally:
+                self.unet.set_adapter(TRAINED)
+                for name, parameter in self.unet.named_parameters():
+                    parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
+        else:
+            self.unet.disable_adapters()
+            try:
+                yield self.unet
+            finally:
+                self.unet.enable_adapters()
+
+    # -- conditioning, prediction, decoding -------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Condition:
+        """Conditioning of N prompts by the pipeline's own encoders, each value (N, ...)."""
+        guided = self.guidance_scale > 1
+        negative = [self.negative_prompt] * len(prompts)
+        if not self.is_xl:
+            embeds, uncond = self.pipe.encode_prompt(prompts, self.device, 1, guided, negative)
+            cond = {"text": embeds}
+            return cond | ({"text_negative": uncond} if guided else {})
+        embeds, uncond, pooled, pooled_uncond = self.pipe.encode_prompt(
+            prompts,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            # None (not "") lets force_zeros_for_empty_prompt act as in the pipeline's own call
+            negative_prompt=negative if self.negative_prompt else None,
+        )
+        _, height, width = self.latent_shape
+        size = (height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor)
+        ids = self.pipe._get_add_time_ids(
+            size,
+            (0, 0),
+            size,
+            dtype=embeds.dtype,
+            text_encoder_projection_dim=self.pipe.text_encoder_2.config.projection_dim,
+        )
+        ids = ids.to(self.device).expand(len(prompts), -1)
+        cond = {"text": embeds, "pooled": pooled, "time_ids": ids}
+        return cond | ({"text_negative": uncond, "pooled_negative": pooled_uncond} if guided else {})
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Guided network output (B, C, h, w) float32 under the current weights."""
+        return self._run(self.unet, x_t, t, cond)
+
+    def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The same under the reference weights; no gradient."""
+        with torch.no_grad(), self._reference_weights() as unet:
+            return self._run(unet, x_t, t, cond)
+
+    def _run(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        guided = self.guidance_scale > 1
+        text, extra = cond["text"], {}
+        if self.is_xl:
+            extra = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        if guided:
+            x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
+            text = torch.cat([cond["text_negative"], text])
+            if self.is_xl:
+                pooled = torch.cat([cond["pooled_negative"], cond["pooled"]])
+                extra = {"text_embeds": pooled, "time_ids": cond["time_ids"].repeat(2, 1)}
+        autocast = (
+            torch.autocast(self.device.type, self.autocast_dtype)
+            if self.autocast_dtype
+            else nullcontext()
+        )
+        with autocast:
+            out = unet(
+                x_t.to(unet.dtype),
+                t,
+                encoder_hidden_states=text,
+                added_cond_kwargs=extra or None,
+                return_dict=False,
+            )[0].float()
+        if not guided:
+            return out
+        uncond, conditional = out.chunk(2)
+        return uncond + self.guidance_scale * (conditional - uncond)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
+        """Images (B, 3, H, W) float32 in [0, 1] on the CPU."""
+        vae, images = self.pipe.vae, []
+        upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+        if upcast:  # SDXL's VAE overflows in fp16
+            vae.to(torch.float32)
+        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        for chunk in latents.split(batch):
+            z = chunk.to(vae.dtype) / vae.config.scaling_factor
+            if mean is not None and std is not None:
+                like = {"device": z.device, "dtype": z.dtype}
+                z = z * torch.tensor(std, **like).view(1, -1, 1, 1)
+                z = z + torch.tensor(mean, **like).view(1, -1, 1, 1)
+            images.append((vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).cpu())
+        if upcast:
+            vae.to(torch.float16)
+        return torch.cat(images)

@@ -1,0 +1,298 @@
+"""Prompts to train and to evaluate on: a file or a named generator, split by hash.
+
+A prompt is held out when the first 64 bits of the SHA-256 of its normalised text (case folded,
+white space collapsed), read as a share of 2^64, fall below the held-out fraction: duplicates never
+straddle the split, and it does not move when lines are added. Of a file only byte offsets stay in
+memory, 8 bytes a prompt. The order is a function of (epoch, n, seed), so a resumed run needs no
+state. A line that stands in a file twice is trained on twice a pass, and held out once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.errors import InputError, did_you_mean
+from diffusion.permutation import permute
+from diffusion.prompt_files import PromptFile, exists
+from diffusion.world import scenes
+
+Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Drop = Callable[[str], bool]  # whether a prompt is to be left out of training
+
+PATIENCE = 20_000  # fruitless draws after which a scene generator counts as exhausted
+WORLDS = {"world": 0.5, "world-lone": 0.0, "world-pairs": 1.0}  # share of two-object scenes
+# The 45 common animals of DDPO (arXiv 2305.13301), in the order of its public code.
+ANIMALS = tuple(
+    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox "
+    "wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle "
+    "frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo".split()
+)
+GENERATORS = (*WORLDS, "animals")
+
+
+class PromptSource(Protocol):
+    """Where prompts come from; counts are None where there is no end of them."""
+
+    name: str  # what the user gave
+    fingerprint: str  # 16 hex digits of content and settings: a resumed run refuses another
+    held_out_is_train: bool  # whether `held_out` returns prompts that are trained on
+    num_train: int | None
+    num_held_out: int | None  # distinct ones
+
+    def train(self, epoch: int, n: int, seed: int) -> list[str]:
+        """The n prompts of an epoch: each training prompt once per pass, passes back to back."""
+
+    def held_out(self, n: int, seed: int) -> list[str]:
+        """The same n distinct held-out prompts every time; fewer where there are fewer."""
+
+
+def load_prompts(
+    spec: str,
+    *,
+    column: str = "prompt",
+    held_out_fraction: float = 0.1,
+    eval_spec: str | None = None,
+) -> PromptSource:
+    """Index `spec` in one pass and split it.
+
+    `spec` is a .txt (a prompt a line), .jsonl (objects with key `column`, or strings), .csv or .tsv
+    file (`column` of it), or one of `GENERATORS`. `held_out_fraction` in [0, 1) is the share of
+    distinct prompts kept from training; where the hash picks none, or all, the prompt with the
+    lowest, or all but that with the highest, is held out. At 0, `held_out` returns training
+    prompts. With `eval_spec` (same forms) nothing else is held out: `held_out` reads from there, a
+    world generator meaning its own held-out tenth, and training leaves those prompts out.
+
+    Raises InputError for whatever makes the prompts unusable.
+    """
+    if not 0 <= held_out_fraction < 1:
+        raise InputError(f"The held-out share must be in [0, 1), not {held_out_fraction}.")
+    fraction, held, drop = held_out_fraction, None, None
+    digests = [f"held out {fraction}"]
+    if eval_spec is not None:
+        held, digest = _evaluation_side(_open(eval_spec, column))
+        fraction, drop = 0.0, held.has
+        digests = [f"evaluation {digest}"]
+    content = _open(spec, column)
+    train: _Side
+    if isinstance(content, str):
+        train = _Scenes(content, held_out=False, fraction=fraction, drop=drop)
+        held = held or _Scenes(content, held_out=fraction > 0, fraction=fraction)
+    else:
+        offsets, hashes = _index(content, drop)
+        if not len(offsets):
+            raise InputError(
+                f"{spec}: each of its prompts is also one of the evaluation prompts {eval_spec}, "
+                "which leaves none to train on: evaluate on others, or train on more."
+            )
+        out = _split(hashes, fraction, spec)
+        train = _Listed(content.read, offsets[~out])
+        if held is None and fraction > 0:
+            held = _Listed(content.read, _distinct(offsets[out], hashes[out]))
+        elif held is None:
+            held = _Listed(content.read, _distinct(train.offsets, hashes))
+    digests.append(_digest(content))
+    fingerprint = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    return _Source(spec, fingerprint, train, held, eval_spec is None and fraction == 0)
+
+
+def read_all(spec: str, column: str = "prompt") -> Iterator[str]:
+    """All prompts of a file in its order, repeats included; a bad line raises when reached."""
+    content = _open(spec, column)
+    if not isinstance(content, PromptFile):
+        raise InputError(f'"{spec}" is a generator: say how many prompts with --num-prompts.')
+    return (text for _, text in content.scan())
+
+
+def take(spec: str, n: int, seed: int) -> list[str]:
+    """n distinct held-out prompts of a named generator."""
+    if isinstance(_open(spec, "prompt"), PromptFile):
+        raise InputError(f"{spec} is a file, all of which is used: leave out --num-prompts.")
+    prompts = load_prompts(spec).held_out(n, seed)
+    if len(prompts) < n:
+        raise InputError(
+            f'"{spec}" has {len(prompts)} held-out prompts, not the {n} asked for: lower '
+            "--num-prompts, or put prompts of your own in a .txt file."
+        )
+    return prompts
+
+
+def prompt_hash(prompt: str) -> int:
+    """64 bits of the normalised text; on the world's captions, the ones its own split uses."""
+    normalised = " ".join(prompt.casefold().split())
+    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8], "big")
+
+
+# ------------------------------------------------------------------------------- what there is
+
+
+class _Animals:
+    """The list of animals, read as a file is; offsets are indices."""
+
+    def scan(self) -> Iterator[tuple[int, str]]:
+        return enumerate(ANIMALS)
+
+    def read(self, offsets: Ints) -> list[str]:
+        return [ANIMALS[i] for i in offsets]
+
+
+def _open(spec: str, column: str) -> str | _Animals | PromptFile:
+    """The content behind `spec`: the name of a world, the animals, or a file, not yet read."""
+    if spec in WORLDS:
+        return spec
+    if spec == "animals":
+        return _Animals()
+    if exists(spec):
+        return PromptFile(spec, column)
+    raise InputError(
+        f"Prompts {spec!r}: no file of that name, and no generator.{did_you_mean(spec, GENERATORS)}"
+    )
+
+
+def _digest(content: str | _Animals | PromptFile) -> str:
+    if isinstance(content, PromptFile):
+        return f"{content.column} {content.digest}"
+    if isinstance(content, _Animals):
+        return " ".join(ANIMALS)
+    words = (scenes.SIZES, scenes.TEXTURES, scenes.COLOURS, scenes.SHAPES)
+    return repr((content, words, tuple(scenes.POSITIONS), tuple(scenes.RELATIONS)))
+
+
+def _index(content: _Animals | PromptFile, drop: Drop | None = None) -> tuple[Ints, Hashes]:
+    """Offset and hash of each prompt in order, (N,) each, without the dropped ones."""
+    offsets, hashes = array("q"), array("Q")
+    for offset, text in content.scan():
+        if drop is None or not drop(text):
+            offsets.append(offset)
+            hashes.append(prompt_hash(text))
+    return np.asarray(offsets, np.int64), np.asarray(hashes, np.uint64)
+
+
+def _split(hashes: Hashes, fraction: float, spec: str) -> NDArray[np.bool_]:
+    """Which prompts are held out: at least one distinct prompt on either side, if fraction > 0."""
+    out = hashes < np.uint64(math.ceil(fraction * 2**64))
+    if fraction == 0:
+        return out
+    lowest, highest = hashes.min(), hashes.max()
+    if lowest == highest:
+        raise InputError(
+            f"{spec} has one distinct prompt, so none can be held out: add prompts, pass "
+            "--held-out 0, or give others with --eval-prompts FILE."
+        )
+    if not out.any():
+        return hashes == lowest
+    return hashes != highest if out.all() else out
+
+
+def _distinct(offsets: Ints, hashes: Hashes) -> Ints:
+    """The first offset of each hash, in order; `offsets` itself where none repeats."""
+    first = np.unique(hashes, return_index=True)[1]
+    return offsets if len(first) == len(offsets) else offsets[np.sort(first)]
+
+
+def _evaluation_side(content: str | _Animals | PromptFile) -> tuple[_Side, str]:
+    if isinstance(content, str):
+        return _Scenes(content, held_out=True), _digest(content)
+    offsets, hashes = _index(content)
+    side = _Listed(content.read, _distinct(offsets, hashes), np.unique(hashes))
+    return side, _digest(content)
+
+
+# ------------------------------------------------------------------- the two sides of a source
+
+
+class _Source:
+    def __init__(
+        self, name: str, fingerprint: str, train: _Side, held_out: _Side, held_out_is_train: bool
+    ) -> None:
+        self.name, self.fingerprint = name, fingerprint
+        self.held_out_is_train = held_out_is_train
+        self.num_train, self.num_held_out = train.size, held_out.size
+        self.train, self.held_out = train.epoch, held_out.fixed
+
+
+class _Listed:
+    """Finitely many prompts, read by offset when asked for."""
+
+    def __init__(
+        self,
+        read: Callable[[Ints], list[str]],
+        offsets: Ints,
+        hashes: Hashes | None = None,
+    ) -> None:
+        self.read, self.offsets, self.hashes, self.size = read, offsets, hashes, len(offsets)
+
+    def epoch(self, epoch: int, n: int, seed: int) -> list[str]:
+        passes, places = np.divmod(np.arange(epoch * n, (epoch + 1) * n), self.size)
+        chosen = np.empty_like(places)
+        for k in np.unique(passes):
+            chosen[passes == k] = permute(places[passes == k], self.size, f"train/{seed}/{k}")
+        return self.read(self.offsets[chosen])
+
+    def fixed(self, n: int, seed: int) -> list[str]:
+        places = np.arange(min(n, self.size))
+        return self.read(self.offsets[permute(places, self.size, f"held out/{seed}")])
+
+    def has(self, prompt: str) -> bool:
+        assert self.hashes is not None
+        key = np.uint64(prompt_hash(prompt))
+        place = int(np.searchsorted(self.hashes, key))
+        return place < len(self.hashes) and bool(self.hashes[place] == key)
+
+
+class _Scenes:
+    """Captions of one side of the world's split, drawn afresh for each (seed, epoch)."""
+
+    size = None
+
+    def __init__(
+        self, name: str, held_out: bool, fraction: float = 0.1, drop: Drop | None = None
+    ) -> None:
+        self.name, self.held_out, self.fraction, self.drop = name, held_out, fraction, drop
+
+    def _captions(self, key: str) -> Iterator[str | None]:
+        """Endless draws; None for one that belongs elsewhere."""
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))
+        while True:
+            caption = scenes.sample_scene(rng, WORLDS[self.name]).caption()
+            mine = scenes.is_held_out(caption, self.fraction) == self.held_out
+            yield caption if mine and not (self.drop and self.drop(caption)) else None
+
+    def _gather(self, n: int, key: str, distinct: bool) -> list[str]:
+        found: list[str] = []
+        seen: set[str] = set()
+        fruitless = 0
+        draws = self._captions(key)
+        while len(found) < n and fruitless < PATIENCE:
+            caption = next(draws)
+            fruitless += 1
+            if caption is not None and not (distinct and caption in seen):
+                found.append(caption)
+                seen.add(caption)
+                fruitless = 0
+        if len(found) < n and not (found and distinct):
+            side = "held out" if self.held_out else "to train on"
+            raise InputError(f'"{self.name}" has no scene {side}: change the held-out share.')
+        return found
+
+    def epoch(self, epoch: int, n: int, seed: int) -> list[str]:
+        return self._gather(n, f"train/{seed}/{epoch}", distinct=False)
+
+    def fixed(self, n: int, seed: int) -> list[str]:
+        return self._gather(n, f"held out/{seed}", distinct=True)
+
+    def has(self, prompt: str) -> bool:
+        scene = scenes.parse_caption(prompt)
+        if scene is None or WORLDS[self.name] == (0.0 if scene.second else 1.0):
+            return False
+        return scenes.is_held_out(scene.caption(), self.fraction) == self.held_out
+
+
+_Side = _Listed | _Scenes

@@ -1,0 +1,81 @@
+"""Rewards of images given prompts: load one by an expression, add one by writing a function.
+
+    reward = load_reward("10*pickscore + 2*hpsv2", device="cuda")
+    reward(images, prompts)              # images (B, 3, H, W) float in [0, 1] -> (B,) float32, CPU
+
+A reward is any function of (images, prompts) that returns B numbers, higher is better; see
+`expression.py` for the grammar. Built in:
+
+    jpeg_compressibility, jpeg_incompressibility       minus and plus the JPEG's kilobytes
+    attributes, attributes_hard                        the shipped world's training checker
+    gold, gold_wholly                                  its gold checker: for evaluation only
+    clip, pickscore, hpsv2, aesthetic, imagereward     learned scores: name@WEIGHTS
+    module:function, http://host:port                  yours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from diffusion.errors import InputError
+from diffusion.rewards import jpeg, world
+from diffusion.rewards.aesthetic import load_aesthetic
+from diffusion.rewards.clip import load_clip, load_hpsv2, load_pickscore
+from diffusion.rewards.expression import Term, parse
+from diffusion.rewards.function import load_function
+from diffusion.rewards.imagereward import load_imagereward
+from diffusion.rewards.remote import load_remote
+from diffusion.rewards.reward import Reward, RewardFn
+
+__all__ = ["PLAIN", "WITH_WEIGHTS", "Reward", "RewardFn", "load_reward"]
+
+PLAIN: dict[str, RewardFn] = {
+    "jpeg_compressibility": jpeg.jpeg_compressibility,
+    "jpeg_incompressibility": jpeg.jpeg_incompressibility,
+    "attributes": world.attributes,
+    "attributes_hard": world.attributes_hard,
+    "gold": world.gold,
+    "gold_wholly": world.gold_wholly,
+}
+# Each takes (location or None, device, trust).
+WITH_WEIGHTS: dict[str, Callable[[str | None, str | torch.device, bool], RewardFn]] = {
+    "clip": load_clip,
+    "pickscore": load_pickscore,
+    "hpsv2": load_hpsv2,
+    "aesthetic": load_aesthetic,
+    "imagereward": load_imagereward,
+}
+
+
+def load_reward(
+    expression: str, *, device: str | torch.device = "cpu", trust: bool = False
+) -> Reward:
+    """The reward an expression describes, ready to call.
+
+    `device` is where learned rewards run. `trust` allows weights that are pickles, still read with
+    weights_only=True. Raises InputError where the expression, its weights or its server is wrong.
+    """
+    terms = parse(expression, [*PLAIN, *WITH_WEIGHTS])
+    for term in terms:  # before any weights are read
+        if term.name in PLAIN and term.location is not None:
+            raise InputError(f'Reward "{term.name}" has no weights: leave out @{term.location}.')
+    built = [(term.weight, _label(term, terms), _load(term, device, trust)) for term in terms]
+    return Reward(expression, built)
+
+
+def _load(term: Term, device: str | torch.device, trust: bool) -> RewardFn:
+    if term.is_url:
+        return load_remote(term.name)
+    if term.is_function:
+        return load_function(term.name)
+    if term.name in PLAIN:
+        return PLAIN[term.name]
+    return WITH_WEIGHTS[term.name](term.location, device, trust)
+
+
+def _label(term: Term, terms: list[Term]) -> str:
+    """The name; with its location where two terms share a name."""
+    shared = sum(other.name == term.name for other in terms) > 1
+    return f"{term.name}@{term.location}" if shared and term.location else term.name

@@ -1,0 +1,304 @@
+"""`genpol finetune`: reward fine-tune an image pipeline and leave LoRA weights behind."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffusion.config import PUBLISHED, TINY, FinetuneConfig, check
+
+if TYPE_CHECKING:
+    from diffusion.finetune import Evaluation, Finetuner
+    from genpol.run import Run
+
+
+@dataclass(frozen=True)
+class Finetune(FinetuneConfig):
+    """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
+
+    model: str = "tiny"
+    """"tiny" (shipped), a diffusers folder, or a hub id."""
+    reward: str = "attributes"
+    """Reward: a name, module:function, http://host:port, or a sum "10*pickscore+2*hpsv2"."""
+    gold_reward: str | None = None
+    """Rewards that are only evaluated, comma-separated; default the gold checker on world prompts."""
+    prompts: str = "world"
+    """A .txt, .jsonl or .csv file, or a generator (world, animals)."""
+    prompt_column: str = "prompt"
+    """Column (csv) or key (jsonl) that holds the prompt."""
+    held_out: float = 0.1
+    """Share of the prompts that is never trained on, by hash."""
+    eval_prompts: str | None = None
+    """A separate file of held-out prompts, instead of --held-out."""
+    lora: str | None = None
+    """Start from this LoRA; it is then also the reference."""
+    scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
+    """Scheduler to sample with; "keep" swaps only those whose steps have no density."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the frozen weights; trained weights are always fp32."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; default cuda where there is one."""
+    output: Path = Path("runs/finetune")
+    """Run folder."""
+    resume: Path | None = None
+    """Continue the run in this folder, bit for bit; --epochs may be raised."""
+    checkpoint_every: int = 5
+    """Epochs between checkpoints; one is also written on Ctrl-C and SIGTERM."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    wandb: Literal["online", "offline", "disabled"] | None = None
+    """Where wandb logs; default online when logged in, else offline."""
+    trust: bool = False
+    """Allow reward weights stored as pickles (.pth)."""
+
+
+def run(config: Finetune) -> None:
+    """Run or resume a fine-tuning run; see `train` for what it leaves behind."""
+    config, stored = restored(config) if config.resume else (config, {})
+    config = config.resolved(TINY if config.model == "tiny" else PUBLISHED)
+    check(config)
+    train(config, stored)
+
+
+def restored(config: Finetune) -> tuple[Finetune, dict[str, Any]]:
+    """The configuration of the run being resumed, and all that its config.json holds.
+
+    Options given beside --resume must agree with it; --epochs may be raised, --wandb may differ.
+    """
+    from diffusion.errors import InputError
+    from genpol.run import read_config
+
+    assert config.resume is not None
+    stored = read_config(config.resume, "finetune")
+    values = {f.name: stored[f.name] for f in fields(Finetune) if f.name in stored}
+    values["output"], values["resume"] = config.resume, config.resume
+    for f in fields(Finetune):
+        given = getattr(config, f.name)
+        default = f.default if f.default is not MISSING else None
+        if f.name in ("output", "resume") or given == default:
+            continue
+        if f.name == "epochs" and given >= values["epochs"] or f.name in ("wandb", "device"):
+            values[f.name] = given
+        elif given != values.get(f.name):
+            flag = f"--{f.name.replace('_', '-')}"
+            raise InputError(
+                f'{flag} {given} differs from {values.get(f.name)} of the run in "{config.resume}"; '
+                f"drop {flag} to resume it, or start a new run with another --output"
+            )
+    return Finetune(**values), stored
+
+
+def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
+    """Load model, reward and prompts; returns the tuner and fingerprints for config.json."""
+    import torch
+
+    from diffusion.finetune import Finetuner
+    from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline
+    from diffusion.prompts import load_prompts
+    from diffusion.rewards import load_reward
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # What is cheap to get wrong is read first: prompts, then the reward, then the model.
+    prompts = load_prompts(
+        config.prompts,
+        column=config.prompt_column,
+        held_out_fraction=config.held_out,
+        eval_spec=config.eval_prompts,
+    )
+    reward = load_reward(config.reward, device=device, trust=config.trust)
+    names = config.gold_reward
+    if names is None and config.prompts.startswith("world"):
+        names = "gold,gold_wholly,attributes_hard"
+    gold = {
+        name: load_reward(name, device=device, trust=config.trust)
+        for name in (names.split(",") if names else [])
+    }
+    pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    identity = {"model_fingerprint": fingerprint(pipe.unet), "prompts_fingerprint": prompts.fingerprint}
+    policy = ImagePolicy(
+        pipe,
+        guidance_scale=config.guidance_scale,  # type: ignore[arg-type]
+        negative_prompt=config.negative_prompt,
+        train=config.train,
+        lora_rank=config.lora_rank,  # type: ignore[arg-type]
+        lora_targets=config.lora_targets,  # type: ignore[arg-type]
+        start_lora=config.lora,
+        gradient_checkpointing=config.gradient_checkpointing,
+        autocast=config.autocast,
+        device=device,
+        seed=config.seed,
+    )
+    return Finetuner(policy, reward, prompts, config, gold), identity
+
+
+def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
+    """The whole run; writes the run folder and returns the summary.
+
+    Leaves `lora/` (or `unet/` with --train full), metrics.csv, summary.json, checkpoints/ and
+    sample grids in samples/. Raises InputError for what a user can mend.
+    """
+    from tqdm import tqdm
+
+    from diffusion.errors import InputError
+    from diffusion.finetune import Stopped
+    from diffusion.selfcheck import self_check
+    from genpol.interrupts import InterruptGuard
+    from genpol.run import Run
+
+    tuner, identity = build(config)
+    for key, value in identity.items():
+        if stored and stored.get(key) not in (None, value):
+            what = key.split("_")[0]
+            raise InputError(
+                f'the {what} of the run in "{config.resume}" has changed since it started '
+                f"(fingerprint {stored[key]}, now {value}); restore it, or start a new run"
+            )
+    document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()} | identity
+    with (
+        Run(config.output, document, command="finetune", wandb=config.wandb, resume=bool(stored))
+        as run_folder,
+        InterruptGuard() as guard,
+    ):
+        session = Session(tuner, run_folder, config)
+        session.restore()
+        if tuner.epoch >= config.epochs:
+            print(f"{config.output} has already run {tuner.epoch} epochs; raise --epochs to go on")
+        if tuner.epoch == 0:
+            report = self_check(tuner)
+            for line in report.warnings:
+                print(f"warning: {line}")
+            session.begin(report.metrics)
+        bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
+        with bar:
+            while tuner.epoch < config.epochs and not guard.stop:
+                try:
+                    metrics = tuner.run_epoch(lambda: guard.stop)
+                except Stopped:
+                    break
+                except InputError as error:
+                    raise type(error)(f"{error} [{session.checkpoint_note()}]") from error
+                bar.update()
+                bar.set_postfix(
+                    reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
+                )
+                session.after_epoch(metrics)
+        if tuner.epoch < config.epochs:
+            session.save()
+            print(f"stopped after epoch {tuner.epoch}; go on with --resume {config.output}")
+            return {}
+        return session.finish()
+
+
+class Session:
+    """What one run writes, and when; the numbers come from the tuner."""
+
+    def __init__(self, tuner: Finetuner, run_folder: Run, config: Finetune) -> None:
+        self.tuner, self.folder, self.config = tuner, run_folder, config
+        self.before: dict[str, float] = {}
+        self.seconds, self.mark = 0.0, time.perf_counter()
+        self.saved_epoch = -1
+
+    @property
+    def final_images(self) -> int:
+        return self.config.final_eval_images or self.config.eval_images
+
+    def elapsed(self) -> float:
+        """Seconds spent, earlier sittings included."""
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+        return self.seconds
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
+        found = self.folder.latest_checkpoint()
+        if found is None:
+            return
+        step, tensors, values = found
+        self.tuner.load_state(tensors, values)
+        self.before, self.seconds = values["before"], values["seconds"]
+        self.saved_epoch = step
+        self.folder.truncate(step)
+
+    def begin(self, checks: dict[str, float]) -> None:
+        """Evaluate and picture the untouched pipeline."""
+        result = self.tuner.evaluate(self.final_images)
+        self.before = means(result)
+        self.folder.log(0, {f"eval/{k}": v for k, v in self.before.items()} | checks)
+        self.picture(0, result)
+        self.save()
+
+    def after_epoch(self, metrics: dict[str, float]) -> None:
+        """Log, and evaluate and save when it is time."""
+        epoch, cfg = self.tuner.epoch, self.config
+        metrics = metrics | {"time/seconds": self.elapsed()}
+        last = epoch == cfg.epochs
+        if epoch % cfg.eval_every == 0 and not last:
+            result = self.tuner.evaluate(cfg.eval_images)
+            metrics |= {f"eval/{k}": v for k, v in means(result).items()}
+            self.picture(epoch, result)
+        self.folder.log(epoch, metrics)
+        if epoch % cfg.checkpoint_every == 0 or last:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint and the weights users load, whole or not at all."""
+        from genpol.weights import save_weights
+
+        tensors, values = self.tuner.state()
+        values |= {"before": self.before, "seconds": self.elapsed()}
+        epoch = self.tuner.epoch
+        self.folder.save_checkpoint(epoch, tensors, values, self.config.keep_checkpoints)
+        self.saved_epoch = epoch
+        with self.tuner.averaged_weights():
+            save_weights(self.tuner.policy, self.config.output)
+
+    def checkpoint_note(self) -> str:
+        if self.saved_epoch < 0:
+            return "no checkpoint had been written yet"
+        return f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.config.output} goes on"
+
+    def picture(self, epoch: int, result: Evaluation) -> None:
+        """Save the fixed-seed sample grid."""
+        from genpol.pictures import grid
+
+        count = min(16, len(result.images))
+        self.folder.log_images(epoch, "samples/grid", grid(result.images[:count]))
+
+    def finish(self) -> dict[str, float]:
+        """Evaluate as before training, write summary.json and the before/after grid."""
+        from genpol.pictures import before_after
+
+        result = self.tuner.evaluate(self.final_images)
+        after, epoch = means(result), self.tuner.epoch
+        self.folder.log(epoch, {f"eval/{k}": v for k, v in after.items()})
+        self.picture(epoch, result)
+        summary = {f"eval/{k}_before": v for k, v in self.before.items()}
+        summary |= {f"eval/{k}_after": v for k, v in after.items()}
+        summary |= {
+            "eval/images": float(len(result.images)),
+            "train/epochs": float(epoch),
+            "time/seconds": self.elapsed(),
+        }
+        self.folder.summary(summary)
+        first = self.config.output / "samples" / "samples_grid-step-000000.png"
+        if first.is_file():
+            picture = before_after(first, self.config.output / "samples" / f"samples_grid-step-{epoch:06d}.png")
+            self.folder.log_images(epoch, "samples/before_after", picture)
+        kind = "lora" if self.config.train == "lora" else "unet"
+        print(
+            f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
+            f"on {len(result.images)} images; weights in {self.config.output / kind}"
+        )
+        return summary
+
+
+def means(result: Evaluation) -> dict[str, float]:
+    """Mean of every evaluated reward."""
+    return {name: float(values.mean()) for name, values in result.rewards.items()}
+
+
+def with_options(config: Finetune, **changes: Any) -> Finetune:
+    """A copy with some options changed."""
+    return replace(config, **changes)

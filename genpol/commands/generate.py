@@ -1,0 +1,203 @@
+"""`genpol generate`: sample a pipeline, with a LoRA, optionally keeping the best of K by a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffusion.config import PUBLISHED, TINY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw images from a pipeline (+ LoRA), optionally the best of K by a reward."""
+
+    prompts: str
+    """A .txt, .jsonl or .csv file, or a generator (then also --num-prompts)."""
+    model: str = "tiny"
+    """"tiny" (shipped), a diffusers folder, or a hub id."""
+    lora: str | None = None
+    """LoRA folder, such as runs/x/lora."""
+    unet: str | None = None
+    """Fully fine-tuned UNet folder, such as runs/x/unet."""
+    prompt_column: str = "prompt"
+    """Column (csv) or key (jsonl) that holds the prompt."""
+    num_prompts: int | None = None
+    """Only this many prompts; needed with a generator, which gives held-out ones."""
+    images_per_prompt: int = 1
+    """Images for each prompt."""
+    best_of: int = 1
+    """Draw this many candidates for each image and keep the one with the highest reward."""
+    reward: str | None = None
+    """Reward to record, and to choose by with --best-of."""
+    seed: int = 0
+    """Seed of the first candidate; each further one adds 1, and images.csv names it."""
+    num_inference_steps: int | None = None
+    """Denoising steps; default the model's recommended number."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; default the model's recommended scale."""
+    negative_prompt: str = ""
+    """Negative prompt."""
+    eta: float = 1.0
+    """DDIM's noise level; fine-tuning used 1."""
+    scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
+    """Scheduler to sample with."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the weights."""
+    device: str | None = None
+    """cpu, cuda, mps; default cuda where there is one."""
+    batch: int = 64
+    """Images drawn at a time."""
+    trust: bool = False
+    """Allow reward weights stored as pickles (.pth)."""
+    output: Path = Path("generated")
+    """Folder for the PNGs and images.csv."""
+
+
+def run(config: Generate) -> None:
+    """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers."""
+    import torch
+    from tqdm import tqdm
+
+    from diffusion.errors import InputError
+    from diffusion.pipelines import load_lora, load_pipeline
+    from diffusion.rewards import load_reward
+    from genpol.files import disk_errors
+
+    for name in ("images_per_prompt", "best_of", "batch"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    if config.best_of > 1 and not config.reward:
+        raise InputError(f"--best-of {config.best_of} needs --reward to choose by")
+    if (config.output / "images.csv").exists():
+        raise InputError(f'"{config.output}" already holds images.csv; pass another --output')
+    prompts = read_prompts(config)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    reward = (
+        load_reward(config.reward, device=device, trust=config.trust) if config.reward else None
+    )
+    pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    if config.lora:
+        load_lora(pipe, config.lora)
+    if config.unet:
+        pipe.unet = load_unet(config.unet, pipe.unet)
+    pipe.to(device)
+    recommended = TINY if config.model == "tiny" else PUBLISHED
+    call: dict[str, Any] = {
+        "num_inference_steps": config.num_inference_steps or recommended["num_inference_steps"],
+        "guidance_scale": (
+            recommended["guidance_scale"]
+            if config.guidance_scale is None
+            else config.guidance_scale
+        ),
+        "negative_prompt": config.negative_prompt,
+        "eta": config.eta,
+    }
+    wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
+    rows: list[dict[str, Any]] = []
+    per_batch = max(1, config.batch // config.best_of)
+    with disk_errors(f"cannot write in {config.output}", "Free some space, or pass another --output"):
+        config.output.mkdir(parents=True, exist_ok=True)
+        for first in tqdm(range(0, len(wanted), per_batch), unit="batch", disable=len(wanted) <= per_batch):
+            chunk = wanted[first : first + per_batch]
+            rows += draw_batch(pipe, chunk, first, config, call, reward)
+        write_csv(config.output / "images.csv", rows)
+    scored = f", mean reward {sum(r['reward'] for r in rows) / len(rows):.4f}" if reward else ""
+    print(f"{len(rows)} images and images.csv in {config.output}{scored}")
+
+
+def read_prompts(config: Generate) -> list[str]:
+    """The prompts of a file in order, or held-out ones of a generator."""
+    from itertools import islice
+
+    from diffusion.errors import InputError
+    from diffusion.prompts import GENERATORS, read_all, take
+
+    if config.num_prompts is not None and config.num_prompts < 1:
+        raise InputError(f"--num-prompts must be at least 1, got {config.num_prompts}")
+    if config.prompts in GENERATORS:
+        if config.num_prompts is None:
+            raise InputError(f'--prompts {config.prompts} is a generator; add --num-prompts N')
+        return take(config.prompts, config.num_prompts, config.seed)
+    return list(islice(read_all(config.prompts, config.prompt_column), config.num_prompts))
+
+
+def load_unet(folder: str, like: Any) -> Any:
+    """A UNet saved by --train full, in the dtype of the one it replaces."""
+    from diffusion.errors import InputError
+
+    try:
+        unet = type(like).from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(f'cannot load a UNet from "{folder}": {reason}') from error
+    return unet.eval()
+
+
+def draw_batch(
+    pipe: Any, prompts: list[str], first: int, config: Generate, call: dict[str, Any], reward: Any
+) -> list[dict[str, Any]]:
+    """Draw, choose and save some images; returns their rows of images.csv."""
+    import torch
+
+    from genpol.files import write_beside
+
+    k = config.best_of
+    seeds = [config.seed + first * k + i for i in range(len(prompts) * k)]
+    repeated = [p for p in prompts for _ in range(k)]
+    images = draw_images(pipe, repeated, seeds, call)
+    scores = reward(images, repeated) if reward else torch.zeros(len(images))
+    rows = []
+    for i, prompt in enumerate(prompts):
+        group = slice(i * k, (i + 1) * k)
+        best = i * k + int(scores[group].argmax())
+        name = f"{first + i:05d}.png"
+        write_beside(config.output / name, png(images[best]))
+        row = {"file": name, "prompt": prompt, "seed": seeds[best], "candidates": k}
+        if reward:
+            row |= {"reward": float(scores[best]), "reward_mean": float(scores[group].mean())}
+        rows.append(row)
+    return rows
+
+
+def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str, Any]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] by the pipeline's own call, one CPU generator per image."""
+    import torch
+
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    options = dict(call)
+    options["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    if type(pipe.scheduler).__name__ == "DDPMScheduler":
+        options.pop("eta")
+    return pipe(prompts, generator=generators, output_type="pt", **options).images.float().cpu()
+
+
+def png(image: Tensor) -> bytes:
+    """PNG bytes of one image."""
+    import io
+
+    from genpol.pictures import to_pil
+
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """images.csv, whole or not at all."""
+    import csv
+    import io
+
+    from genpol.files import write_beside
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_beside(path, buffer.getvalue().encode())

@@ -1,0 +1,284 @@
+"""The run folder: everything a run leaves behind, the same for every command.
+
+    config.json    the resolved configuration, versions, git hash, command line
+    metrics.csv    one row per log step, first column `step`
+    summary.json   final metrics, flat, numbers
+    checkpoints/   step-000010/{state.safetensors, state.json}
+    samples/       pictures
+    wandb/         wandb's own files, which get the same numbers under the same names
+
+The only file that imports wandb.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import math
+import netrc
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from diffusion.errors import InputError
+from genpol import __version__, checkpoints
+from genpol.files import disk_errors, write_beside
+from genpol.interrupts import InterruptGuard
+from genpol.metrics import MetricsCsv
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["InterruptGuard", "Run", "WandbMode", "read_config"]
+
+WandbMode = Literal["online", "offline", "disabled"]
+_REMEDY = "Free some space or choose another --output; a started run goes on with --resume"
+
+
+class Run:
+    """One run's folder, as a context manager.
+
+    Make it once the inputs have been checked: from then on the folder counts as taken. A run that
+    fails before it has logged or saved anything gives the folder back.
+
+    Args:
+        output: the folder; made if absent.
+        config: the resolved configuration, one entry per option; paths are written as text.
+        command: the command's name, such as "finetune".
+        wandb: where the numbers go as well. None: `$WANDB_MODE`, else online when logged in,
+            else offline with one line saying how to sync.
+        resume: go on in a folder that holds a run; its config.json stays as it is.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is off, or holds none and `resume` is on;
+            it cannot be written; wandb was asked to be online and cannot be.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        config: Mapping[str, Any],
+        *,
+        command: str,
+        wandb: WandbMode | None,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(output)
+        self._resumed = resume
+        _claim(self.folder, resume)
+        document = _document(config, command)
+        # Before config.json, so that a refusal by wandb leaves the folder free.
+        self._wandb = _start_wandb(self.folder, document, wandb)
+        # After a resume the server may already have later rows; they are the same numbers.
+        self._wandb_step = self._wandb.step if self._wandb else 0
+        with disk_errors(f"cannot write in {self.folder}", _REMEDY):
+            if not resume:
+                text = json.dumps(document, indent=2, default=str) + "\n"
+                write_beside(self.folder / "config.json", text.encode())
+            self._metrics = MetricsCsv(self.folder / "metrics.csv")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        unused = self._metrics.empty and not (self.folder / "checkpoints").exists()
+        self._metrics.close()
+        if error is not None and unused and not self._resumed:
+            (self.folder / "metrics.csv").unlink(missing_ok=True)
+            (self.folder / "config.json").unlink(missing_ok=True)
+        if self._wandb:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row to metrics.csv (or to its last row, if `step` is the same) and to wandb.
+
+        Raises:
+            InputError: the disk refuses.
+            ValueError: `step` is below the last one logged.
+        """
+        with disk_errors(f"cannot write {self._metrics.path}", _REMEDY):
+            self._metrics.log(step, metrics)
+        if self._wandb and step >= self._wandb_step:
+            self._wandb.log(dict(metrics), step=step)
+
+    def truncate(self, step: int) -> None:
+        """Drop the rows of metrics.csv after `step`, the step of the checkpoint resumed from."""
+        with disk_errors(f"cannot write {self._metrics.path}", _REMEDY):
+            self._metrics.truncate(step)
+
+    def log_images(self, step: int, name: str, image: Image) -> Path:
+        """Save a picture (usually a grid) as samples/NAME-step-000010.png, and to wandb as NAME.
+
+        Returns:
+            The PNG's path; a "/" in the name is a "_" there.
+        """
+        path = self.folder / "samples" / f"{name.replace('/', '_')}-step-{step:06d}.png"
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        with disk_errors(f"cannot write {path}", _REMEDY):
+            path.parent.mkdir(exist_ok=True)
+            write_beside(path, buffer.getvalue())
+        if self._wandb and step >= self._wandb_step:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image)}, step=step)
+        return path
+
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        """Write summary.json, flat, and wandb's summary. JSON has no NaN: it becomes null."""
+        numbers = {k: int(v) if isinstance(v, int) else float(v) for k, v in metrics.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        path = self.folder / "summary.json"
+        with disk_errors(f"cannot write {path}", _REMEDY):
+            write_beside(path, (json.dumps(finite, indent=2) + "\n").encode())
+        if self._wandb:
+            self._wandb.summary.update(numbers)
+
+    def save_checkpoint(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+    ) -> Path:
+        """Write checkpoints/step-.../, whole or not at all; see `genpol.checkpoints.save`."""
+        return checkpoints.save(self.folder / "checkpoints", step, tensors, state, keep)
+
+    def latest_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest readable (step, tensors, state); see `genpol.checkpoints.latest`."""
+        return checkpoints.latest(self.folder / "checkpoints")
+
+
+_DOCUMENT = ("command", "command_line", "versions", "git")  # config.json beside the options
+
+
+def read_config(folder: Path, command: str) -> dict[str, Any]:
+    """The options of the run in `folder`, for resuming it.
+
+    Raises:
+        InputError: no run there, not readable, or another command's.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if document["command"] == command:
+            return {key: value for key, value in document.items() if key not in _DOCUMENT}
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no run: it has no config.json. Pass the --output of an earlier run"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a run's configuration: {error}") from error
+    raise InputError(
+        f"{folder} holds a run of `genpol {document['command']}`, not of `genpol {command}`"
+    )
+
+
+def _document(config: Mapping[str, Any], command: str) -> dict[str, Any]:
+    if taken := set(config) & set(_DOCUMENT):
+        raise ValueError(f"config.json needs these names for itself: {sorted(taken)}")
+    versions = {"python": platform.python_version(), "genpol": __version__}
+    for package in ("torch", "diffusers", "transformers", "peft"):
+        versions[package] = importlib.metadata.version(package)
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    about = (command, shlex.join(words), versions, _git_hash())
+    return dict(config) | dict(zip(_DOCUMENT, about, strict=True))
+
+
+def _git_hash() -> str | None:
+    """The commit of the repository this file is tracked in; None when installed elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    tracked, head = ["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]
+    try:
+        for question in (tracked, head):
+            answer = subprocess.run(git + question, capture_output=True, text=True, timeout=10)
+            if answer.returncode:
+                return None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip()
+
+
+def _claim(folder: Path, resume: bool) -> None:
+    """Make the folder, or raise InputError if it is not this run's to write in."""
+    names = ("config.json", "metrics.csv", "summary.json", "checkpoints")
+    if resume and not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no run to resume: it has no config.json")
+    if not resume and any((folder / name).exists() for name in names):
+        kind = "a finished" if (folder / "summary.json").exists() else "an unfinished"
+        raise InputError(f"{folder} already holds {kind} run: pass another --output or --resume")
+    with disk_errors(f"cannot make the output folder {folder}", "Pass another --output"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], asked: WandbMode | None) -> Any:
+    """A wandb run whose files are under `folder`, or None when disabled or not installed."""
+    environment = os.environ.get("WANDB_MODE")
+    mode = asked or (environment if environment in ("online", "offline", "disabled") else None)
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+
+        start = wandb.init  # a folder named wandb/ in the working directory imports, but is empty
+    except (ImportError, AttributeError):
+        print('wandb is not installed, so it gets nothing: pip install "genpol[wandb]"')
+        return None
+    if mode == "online" and not _logged_in():
+        raise InputError("not logged in to wandb: run `wandb login`, or pass --wandb offline")
+
+    id_file = folder / "wandb" / "run_id"
+    with disk_errors(f"cannot write {id_file}", _REMEDY):
+        id_file.parent.mkdir(exist_ok=True)
+        if not id_file.exists():
+            write_beside(id_file, uuid.uuid4().hex[:8].encode())
+    # Silent, because its several lines a run would drown the one that matters.
+    settings = wandb.Settings(silent=True, init_timeout=30)
+    common = {
+        "project": "genpol",
+        "name": folder.resolve().name,
+        "id": id_file.read_text().strip(),
+        "resume": "allow",
+        "dir": folder,
+        "config": config,
+        "settings": settings,
+    }
+    if mode == "online" or (mode is None and _logged_in()):
+        try:
+            wandb.setup(settings)  # else logging in is not silent
+            run = start(mode="online", **common)
+            print(f"wandb: {run.url}")
+            return run
+        except wandb.errors.Error as error:
+            if mode == "online":
+                reason = f"wandb cannot go online ({error}): pass --wandb offline"
+                raise InputError(reason) from error
+            wandb.teardown()  # its service still holds the run's id
+    run = start(mode="offline", **common)
+    command = shlex.join(["wandb", "sync", str(folder / "wandb")])
+    print(f"wandb: logging offline; upload with `{command}`")
+    return run
+
+
+def _logged_in() -> bool:
+    """Whether wandb has a key here: $WANDB_API_KEY or ~/.netrc, as `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    path = os.environ.get("NETRC", "~/.netrc")
+    try:
+        entries = netrc.netrc(os.path.expanduser(path))
+        return entries.authenticators(urlsplit(server).netloc) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

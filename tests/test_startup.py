@@ -1,0 +1,44 @@
+"""`genpol --help` answers at once: nothing heavy is imported before a command does its work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from genpol.cli import COMMANDS
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "wandb", "numpy", "scipy", "matplotlib")
+
+
+def heavy_after(source: str) -> str:
+    """The heavy libraries loaded by a fresh interpreter once it has run `source`."""
+    report = f"import sys; print('heavy:', *sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{source}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_takes_under_two_seconds():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "genpol.cli", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert all(name in done.stdout for name in COMMANDS)
+    assert min(seconds) < 2.0
+
+
+@pytest.mark.parametrize("words", [[], *(name.split() for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words):
+    source = f"from genpol.cli import main; assert main({[*words, '--help']}) == 0"
+    assert heavy_after(source) == "heavy:"
+
+
+def test_heavy_imports_are_noticed():
+    assert heavy_after("import numpy") == "heavy: numpy"
