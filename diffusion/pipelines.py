@@ -46,15 +46,14 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
             f'"{path}" has no model_index.json, so it is not a diffusers pipeline folder; '
             "pass the folder that save_pretrained() wrote"
         )
-    # SD 1.x ships a safety checker we never call; SDXL's class does not know the argument.
-    extra = {} if _class_name(path) == "StableDiffusionXLPipeline" else {"safety_checker": None}
     try:
+        # SD 1.x ships a safety checker we never call; SDXL's class does not know the argument.
+        extra = {} if _class_name(path) == "StableDiffusionXLPipeline" else {"safety_checker": None}
         pipe = DiffusionPipeline.from_pretrained(
             path, torch_dtype=DTYPES[dtype], use_safetensors=True, **extra
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f'cannot load pipeline "{model}": {reason}') from error
+    except Exception as error:  # a broken or foreign folder fails in as many ways as it has files
+        raise InputError(f'cannot load pipeline "{model}": {_reason(error)}') from error
     if type(pipe).__name__ not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         raise InputError(
             f'"{model}" is a {type(pipe).__name__}; '
@@ -82,6 +81,11 @@ def _class_name(path: str) -> str | None:
     return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
 
 
+def _reason(error: Exception) -> str:
+    """The start of an error's message as one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _modules(pipe) -> list[torch.nn.Module]:
     return [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
 
@@ -98,8 +102,12 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
-    """Load a diffusers LoRA folder (or file) into the pipeline's UNet under an adapter name."""
+def lora_fingerprint(folder: str) -> str:
+    """16 hex digits of a LoRA's file. Raises InputError where there is none."""
+    return hashlib.sha256(_lora_file(folder).read_bytes()).hexdigest()[:16]
+
+
+def _lora_file(folder: str) -> Path:
     path = Path(folder)
     file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
     if not file.is_file():
@@ -107,11 +115,18 @@ def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
             f'no LoRA at "{folder}": expected a folder holding pytorch_lora_weights.safetensors, '
             "such as runs/x/lora"
         )
+    return file
+
+
+def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
+    """Load a diffusers LoRA folder (or file) into the pipeline's UNet under an adapter name."""
+    file = _lora_file(folder)
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter)
     except Exception as error:  # peft and diffusers raise many kinds for one cause
-        reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f'"{folder}" does not fit this pipeline (another model?): {reason}') from error
+        raise InputError(
+            f'"{folder}" does not fit this pipeline (another model?): {_reason(error)}'
+        ) from error
 
 
 class ImagePolicy:
@@ -204,6 +219,11 @@ class ImagePolicy:
             from peft.utils import get_peft_model_state_dict
 
             layers = get_peft_model_state_dict(self.unet, adapter_name=TRAINED)
+            for name, module in self.unet.named_modules():
+                # Loaders assume scale 1; a LoRA one starts from may have alpha other than rank.
+                scale = getattr(module, "scaling", {}).get(TRAINED, 1.0)
+                if scale != 1.0:
+                    layers[f"{name}.lora_B.weight"] = layers[f"{name}.lora_B.weight"] * scale
             type(self.pipe).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
         else:
             self.unet.save_pretrained(folder, safe_serialization=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from genpol.files import disk_errors
 
@@ -23,9 +26,17 @@ def save_weights(policy: ImagePolicy, output: Path) -> Path:
     remedy = "The weights already there are intact: free some space, then go on with --resume"
     with disk_errors(f"cannot save {target}", remedy):
         target.mkdir(parents=True, exist_ok=True)
+        for stale in output.glob(".weights-*"):  # left by a kill
+            shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".weights-", dir=output))
         try:
-            policy.save_weights(temporary)
+            try:
+                policy.save_weights(temporary)
+            except SafetensorError as error:  # the system's refusal as text: "... (os error 28)"
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             for file in sorted(temporary.iterdir()):
                 os.replace(file, target / file.name)
         finally:

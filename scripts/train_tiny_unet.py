@@ -4,7 +4,10 @@ Captions are noisy on purpose: the images are right, the words sometimes are not
 to draw every attribute well and to follow the caption only mostly, which is the gap that reward
 fine-tuning can close. Held-out captions are seen neither as truth nor as noise.
 
-    python scripts/train_tiny_unet.py --steps 9000 --output runs/tiny      # after train_tiny_vae.py
+    # after train_tiny_vae.py; what was done for the shipped weights:
+    python scripts/train_tiny_unet.py --steps 5500 --stop-at 2000 --bad-captions 0.3 --garble 0.5
+    python scripts/train_tiny_unet.py --init runs/tiny/pipeline --lr 1.2e-3 --bad-captions 0.55 \
+        --steps 2600 --seed 1
 """
 
 from __future__ import annotations
@@ -89,11 +92,11 @@ def build_models(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditi
     return text, unet
 
 
-def noisy_caption(scene: scenes.Scene, rng: np.random.Generator, bad: float) -> str:
+def noisy_caption(scene: scenes.Scene, rng: np.random.Generator, bad: float, garble: float) -> str:
     """The scene's caption with attributes replaced: many in a share `bad` of captions, few else."""
-    rate = 0.5 if rng.random() < bad else 0.04
+    rate = garble if rng.random() < bad else 0.04
 
-    def garble(thing: scenes.Thing) -> scenes.Thing:
+    def corrupt(thing: scenes.Thing) -> scenes.Thing:
         other = scenes.sample_thing(rng)
         fields = ("size", "texture", "colour", "shape")
         return replace(thing, **{f: getattr(other, f) for f in fields if rng.random() < rate})
@@ -101,8 +104,8 @@ def noisy_caption(scene: scenes.Scene, rng: np.random.Generator, bad: float) -> 
     while True:
         words = tuple(scenes.POSITIONS if scene.second is None else scenes.RELATIONS)
         place = words[rng.integers(len(words))] if rng.random() < rate else scene.place
-        second = None if scene.second is None else garble(scene.second)
-        caption = scenes.Scene(garble(scene.first), second, place).caption()
+        second = None if scene.second is None else corrupt(scene.second)
+        caption = scenes.Scene(corrupt(scene.first), second, place).caption()
         if not scenes.is_held_out(caption):
             return caption
 
@@ -146,8 +149,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--bad-captions", type=float, default=0.3)
+    parser.add_argument("--garble", type=float, default=0.6, help="attribute swaps in a bad caption")
+    parser.add_argument("--stop-at", type=int, default=10**9, help="stop here, mid-schedule")
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--export-every", type=int, default=1000)
+    parser.add_argument("--init", type=Path, help="go on from an exported pipeline's weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/tiny"))
     args = parser.parse_args()
@@ -156,6 +162,10 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.output / "vae").eval()
     tokenizer = build_tokenizer(args.output / "tokenizer")
     text, unet = build_models(tokenizer)
+    if args.init:
+        text = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(args.init / "unet", torch_dtype=torch.float32)
+        text.train(), unet.train()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -187,7 +197,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = lr
         picked = rng.integers(len(drawn), size=args.batch)
-        captions = [noisy_caption(drawn[i], rng, args.bad_captions) for i in picked]
+        captions = [noisy_caption(drawn[i], rng, args.bad_captions, args.garble) for i in picked]
         ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS).input_ids
         ids = torch.tensor([empty if rng.random() < 0.1 else row for row in ids])
         x0 = latents[torch.from_numpy(picked)]
@@ -207,7 +217,7 @@ def main() -> None:
         if step % 50 == 0:
             seconds = time.time() - start
             print(f"{step},{running:.5f},{seconds:.0f},{len(drawn)}", file=log, flush=True)
-        last = step == args.steps or progress >= 1
+        last = step in (args.steps, args.stop_at) or progress >= 1
         if step % args.export_every == 0 or last:
             folder = args.output / ("pipeline" if last else f"pipeline-{step}")
             export(folder, vae, ema_text, tokenizer, ema_unet, scheduler)

@@ -1,7 +1,7 @@
 """Captioned scenes of one or two coloured shapes: sample, describe, parse, draw.
 
 A scene has a first and (maybe) a second object, each with a size, texture, colour and shape, and
-either a position (one object) or a relation (two). There are 1,440 + 331,776 scenes, each with
+either a position (one object) or a relation (two). There are 1,440 + 330,624 scenes, each with
 exactly one caption, so a caption is a scene's identity and a hash of it decides the held-out split.
 """
 

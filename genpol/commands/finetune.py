@@ -56,6 +56,9 @@ class Finetune(FinetuneConfig):
 
 def run(config: Finetune) -> None:
     """Run or resume a fine-tuning run; see `train` for what it leaves behind."""
+    from genpol.quiet import hush
+
+    hush()
     config, stored = restored(config) if config.resume else (config, {})
     config = config.resolved(TINY if config.model == "tiny" else PUBLISHED)
     check(config)
@@ -92,14 +95,14 @@ def restored(config: Finetune) -> tuple[Finetune, dict[str, Any]]:
 
 def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     """Load model, reward and prompts; returns the tuner and fingerprints for config.json."""
-    import torch
-
     from diffusion.finetune import Finetuner
-    from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline
-    from diffusion.prompts import load_prompts
+    from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline, lora_fingerprint
+    from diffusion.prompts import WORLDS, load_prompts
     from diffusion.rewards import load_reward
+    from genpol.device import pick_device
+    from genpol.quiet import hide_loading_bars
 
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
     prompts = load_prompts(
         config.prompts,
@@ -109,14 +112,17 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     )
     reward = load_reward(config.reward, device=device, trust=config.trust)
     names = config.gold_reward
-    if names is None and config.prompts.startswith("world"):
+    if names is None and config.prompts in WORLDS:
         names = "gold,gold_wholly,attributes_hard"
     gold = {
         name: load_reward(name, device=device, trust=config.trust)
         for name in (names.split(",") if names else [])
     }
+    hide_loading_bars()
     pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
     identity = {"model_fingerprint": fingerprint(pipe.unet), "prompts_fingerprint": prompts.fingerprint}
+    if config.lora:
+        identity["lora_fingerprint"] = lora_fingerprint(config.lora)
     policy = ImagePolicy(
         pipe,
         guidance_scale=config.guidance_scale,  # type: ignore[arg-type]
@@ -214,6 +220,7 @@ class Session:
         """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
         found = self.folder.latest_checkpoint()
         if found is None:
+            self.folder.truncate(-1)
             return
         step, tensors, values = found
         self.tuner.load_state(tensors, values)
@@ -223,10 +230,13 @@ class Session:
 
     def begin(self, checks: dict[str, float]) -> None:
         """Evaluate and picture the untouched pipeline."""
+        from genpol.evaluations import save_evaluation
+
         result = self.tuner.evaluate(self.final_images)
         self.before = means(result)
         self.folder.log(0, {f"eval/{k}": v for k, v in self.before.items()} | checks)
         self.picture(0, result)
+        save_evaluation(self.folder.folder / "samples", "before", result)
         self.save()
 
     def after_epoch(self, metrics: dict[str, float]) -> None:
@@ -268,12 +278,14 @@ class Session:
 
     def finish(self) -> dict[str, float]:
         """Evaluate as before training, write summary.json and the before/after grid."""
+        from genpol.evaluations import save_evaluation
         from genpol.pictures import before_after
 
         result = self.tuner.evaluate(self.final_images)
         after, epoch = means(result), self.tuner.epoch
         self.folder.log(epoch, {f"eval/{k}": v for k, v in after.items()})
         self.picture(epoch, result)
+        save_evaluation(self.folder.folder / "samples", "after", result)
         summary = {f"eval/{k}_before": v for k, v in self.before.items()}
         summary |= {f"eval/{k}_after": v for k, v in after.items()}
         summary |= {

@@ -62,12 +62,15 @@ class Generate:
 
 def run(config: Generate) -> None:
     """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers."""
-    import torch
+    from genpol.quiet import hide_loading_bars, hush
+
+    hush()
     from tqdm import tqdm
 
     from diffusion.errors import InputError
     from diffusion.pipelines import load_lora, load_pipeline
     from diffusion.rewards import load_reward
+    from genpol.device import pick_device
     from genpol.files import disk_errors
 
     for name in ("images_per_prompt", "best_of", "batch"):
@@ -78,10 +81,11 @@ def run(config: Generate) -> None:
     if (config.output / "images.csv").exists():
         raise InputError(f'"{config.output}" already holds images.csv; pass another --output')
     prompts = read_prompts(config)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     reward = (
         load_reward(config.reward, device=device, trust=config.trust) if config.reward else None
     )
+    hide_loading_bars()
     pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
     if config.lora:
         load_lora(pipe, config.lora)
@@ -134,8 +138,8 @@ def load_unet(folder: str, like: Any) -> Any:
 
     try:
         unet = type(like).from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
+    except Exception as error:  # a torn file and a missing one raise different kinds
+        reason = " ".join(str(error).split())[:160]
         raise InputError(f'cannot load a UNet from "{folder}": {reason}') from error
     return unet.eval()
 
@@ -172,7 +176,9 @@ def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str,
 
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     options = dict(call)
-    options["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
+    negative = call["negative_prompt"]
+    options["negative_prompt"] = [negative] * len(prompts) if negative else None
     if type(pipe.scheduler).__name__ == "DDPMScheduler":
         options.pop("eta")
     return pipe(prompts, generator=generators, output_type="pt", **options).images.float().cpu()

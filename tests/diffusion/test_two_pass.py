@@ -20,7 +20,7 @@ from diffusion.two_pass import log_probs, two_pass_backward
 GUIDANCE = 3.0
 PROMPTS, IMAGES = 2, 3
 CHAINS = PROMPTS * IMAGES
-OBJECTIVE = PRDP(beta=0.3, clip=5e-4)  # targets of the log-ratios' own size, so that both matter
+OBJECTIVE = PRDP(beta=3.0, clip=5e-4)  # targets of the log-ratios' own size, so that both matter
 
 
 class Problem:
@@ -40,7 +40,7 @@ class Problem:
         text, negative = torch.randn(2, chains, TOKENS, TEXT_WIDTH, generator=random)
         self.cond = {"text": text, "text_negative": negative}
         self.process = reverse_process(DDIMScheduler(**SCHEDULE), num_steps)
-        self.perturb(0.02, seed=2)  # away from the reference, which has the LoRA at zero
+        self.perturb(0.1, seed=2)  # away from the reference, which has the LoRA at zero
         self.chain = sample_chain(
             self.predict,
             self.process,
@@ -53,7 +53,7 @@ class Problem:
             log_prob_old=self.chain.log_prob,
             log_prob_ref=self.chain.log_prob_ref,
             reward=torch.rand(chains, generator=random),
-            group=torch.arange(chains) % PROMPTS,
+            group=torch.arange(chains) // IMAGES,
             step_weight=step_weights(self.process, "skip_last"),
             dimensions=self.chain.dimensions,
         )
@@ -133,13 +133,20 @@ def test_equals_autograd_where_the_clip_acts(moved, micro_batch):
     assert seen["prdp/clip_fraction"] == metrics["prdp/clip_fraction"]
 
 
-def test_three_inner_steps_end_at_the_same_weights():
-    ends, starts, clipped = [], [], []
+@pytest.mark.parametrize(
+    ("optimiser", "tolerance"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=2.0, momentum=0.9), 1e-5),
+        # Adam divides a gradient by its own size, and the rounding of tiny ones with it
+        (lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-4), 1e-3),
+    ],
+)
+def test_three_inner_steps_end_at_the_same_weights(optimiser, tolerance):
+    moves, clipped = [], []
     for two_pass in (True, False):
         problem = Problem()
-        starts.append(problem.weights())
-        # not Adam: its first steps divide a gradient by itself, and rounding by rounding
-        optimiser = torch.optim.SGD(problem.parameters, lr=1e-2, momentum=0.9)
+        start = problem.weights()
+        stepper = optimiser(problem.parameters)
         for inner in range(3):
             if two_pass:
                 current = problem.chain.log_prob if inner == 0 else None
@@ -149,11 +156,11 @@ def test_three_inner_steps_end_at_the_same_weights():
             else:
                 metrics = problem.one_graph()
             clipped.append(metrics["prdp/clip_fraction"])
-            optimiser.step()
-            optimiser.zero_grad()
-        ends.append(problem.weights())
-    assert torch.equal(*starts) and clipped[:3] == clipped[3:] and clipped[2] > 0.1
-    assert difference(ends[0] - starts[0], ends[1] - starts[1]) < 1e-5
+            stepper.step()
+            stepper.zero_grad()
+        moves.append(problem.weights() - start)
+    assert clipped[:3] == clipped[3:] and 0.1 < clipped[2] < 0.9
+    assert difference(*moves) < tolerance
 
 
 def test_steps_without_weight_are_never_scored(problem):
@@ -197,7 +204,8 @@ class SavedBytes:
 
         class Saved:
             def __init__(self, tensor: Tensor):
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                self.tensor = tensor.detach()  # an output that held its own node would never die
+                self.size = tensor.numel() * tensor.element_size()
                 meter.live += self.size
                 meter.peak = max(meter.peak, meter.live)
 
@@ -215,19 +223,19 @@ class SavedBytes:
 def test_peak_memory_does_not_grow_with_the_number_of_steps():
     two_pass, one_graph = {}, {}
     for num_steps in (5, 50):
-        problem = Problem(num_steps, chains=4)
+        problem = Problem(num_steps, chains=2)
         stored = sum(
             v.numel() * v.element_size()
             for v in (problem.chain.x, problem.chain.log_prob, problem.chain.log_prob_ref)
         )
         with SavedBytes() as meter:
-            two_pass_backward(problem.score, OBJECTIVE, problem.rollouts, 4)
+            two_pass_backward(problem.score, OBJECTIVE, problem.rollouts, 2)
         assert meter.live == 0  # released, so the peak is a peak and not a sum
         two_pass[num_steps] = meter.peak + stored
-        with SavedBytes() as meter:
-            problem.one_graph()
+        with SavedBytes() as meter:  # the forward alone reaches the peak
+            score_chain(problem.predict, problem.process, problem.chain, problem.cond)
         assert meter.live == 0
         one_graph[num_steps] = meter.peak + stored
-    assert two_pass[5] > 1e6
+    assert two_pass[5] > 1e6  # no empty backward
     assert two_pass[50] < 1.1 * two_pass[5]
     assert 9 < one_graph[50] / one_graph[5] < 10.5

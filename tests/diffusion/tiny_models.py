@@ -139,18 +139,18 @@ def guided_predictor(unet: UNet2DConditionModel, scale: float):
     (B, C) and time_ids (B, 6). Guidance off at `scale` <= 1, as in the pipelines.
     """
 
-    def run(x, t, cond, suffix=""):
+    def predict(x, t, cond):
+        if scale > 1:
+            negative = {k: cond.get(k + "_negative", v) for k, v in cond.items()}
+            cond = {k: torch.cat([negative[k], v]) for k, v in cond.items()}
+            x, t = torch.cat([x, x]), torch.cat([t, t])
         added = None
         if "pooled" in cond:
-            added = {"text_embeds": cond["pooled" + suffix], "time_ids": cond["time_ids"]}
-        text = cond["text" + suffix]
-        return unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added).sample
-
-    def predict(x, t, cond):
-        positive = run(x, t, cond)
+            added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        output = unet(x, t, encoder_hidden_states=cond["text"], added_cond_kwargs=added).sample
         if scale <= 1:
-            return positive
-        negative = run(x, t, cond, "_negative")
-        return negative + scale * (positive - negative)
+            return output
+        without, with_text = output.chunk(2)
+        return without + scale * (with_text - without)
 
     return predict

@@ -134,8 +134,8 @@ def test_after_a_fall_back_the_new_checkpoint_is_the_one_that_stays(tmp_path):
     for step in (1, 5):
         checkpoints.save(tmp_path, step, tensors(step), STATE, keep=2)
     damage(tmp_path / "step-000005" / "state.json")
-    checkpoints.save(tmp_path, 2, tensors(2), STATE, keep=1)
-    assert names(tmp_path) == ["step-000002"]
+    checkpoints.save(tmp_path, 2, tensors(2), STATE, keep=2)
+    assert names(tmp_path) == ["step-000001", "step-000002"]
 
 
 def test_none_readable_is_an_error(tmp_path):

@@ -35,6 +35,7 @@ def test_the_same_step_again_fills_the_same_row(path):
     table.log(1, {"loss": 0.123456789, "kl": 1.0})
     table.log(2, {"loss": 0.123456789})
     table.log(2, {"loss": 0.5})  # a shorter row: nothing of the longer one may stay behind
+    assert path.read_text() == "step,loss,kl\n1,0.123456789,1.0\n2,0.5,\n"
     table.log(2, {"kl": 2.0})
     table.log(2, {"eval/reward": 4.0})
     table.log(3, {"kl": 3.0})

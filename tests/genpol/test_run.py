@@ -80,6 +80,14 @@ def test_a_run_that_failed_at_once_gives_the_folder_back(tmp_path):
     assert names(tmp_path) == ["config.json", "metrics.csv"]
 
 
+def test_a_resumed_run_that_failed_at_once_keeps_its_folder(tmp_path):
+    with start(tmp_path):  # killed before its first row: nothing but config.json and a header
+        pass
+    with pytest.raises(ZeroDivisionError), start(tmp_path, resume=True):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["config.json", "metrics.csv"]
+
+
 def test_resume_keeps_config_and_drops_rows_after_the_checkpoint(tmp_path):
     with start(tmp_path) as run:
         for step in (1, 2, 3):
@@ -170,14 +178,16 @@ def test_wandb_offline_writes_under_the_folder_and_resumes_the_same_run(tmp_path
     assert out.out == f"wandb: logging offline; upload with `wandb sync {tmp_path / 'wandb'}`\n"
     assert out.err == ""
     with start(tmp_path, wandb="offline", resume=True) as run:
-        run.log(2, {"reward/mean": 0.5})
+        run.log(2, {"resumed/mean": 0.5})
+    # Two files of one run. Their folders carry the second they began in, then perhaps an index.
     identity = (tmp_path / "wandb" / "run_id").read_text()
-    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    assert len(folders) in (1, 2)  # 1 when both began within the same second
-    assert all(folder.name.endswith(f"-{identity}") for folder in folders)
-    first = (folders[0] / f"run-{identity}.wandb").read_bytes()
-    assert b"reward/mean" in first and b"eval/reward_after" in first
-    assert len(list(folders[0].glob("files/media/images/samples*.png"))) == 1
+    files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert len(files) == 2
+    (first,) = [file for file in files if b"reward/mean" in file.read_bytes()]
+    (second,) = [file for file in files if b"resumed/mean" in file.read_bytes()]
+    assert first != second
+    assert b"eval/reward_after" in first.read_bytes()
+    assert len(list(first.parent.glob("files/media/images/samples*.png"))) == 1
 
 
 class FakeWandb:
@@ -193,6 +203,12 @@ class FakeWandb:
 
     def Settings(self, **options):
         return options
+
+    def setup(self, settings):
+        assert settings["silent"]
+
+    def teardown(self):
+        self.modes.append("teardown")
 
     def init(self, **options):
         self.modes.append(options["mode"])
@@ -260,7 +276,7 @@ def test_no_network_falls_back_only_if_online_was_not_asked_for(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb(down=True))
     monkeypatch.setenv("WANDB_API_KEY", "k")
     start(tmp_path / "a", wandb=None)
-    assert fake.modes == ["online", "offline"]
+    assert fake.modes == ["online", "teardown", "offline"]
     with pytest.raises(InputError, match="no network.*--wandb offline"):
         start(tmp_path / "b", wandb="online")
     assert not (tmp_path / "b" / "config.json").exists()

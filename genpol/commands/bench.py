@@ -1,0 +1,226 @@
+"""`genpol bench finetune`: the speed of fine-tuning, beside the same loop as usually written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffusion.config import PUBLISHED, TINY, check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion.finetune import Finetuner
+    from genpol.measure import Cost
+
+TOLERANCE = 1e-4  # relative difference of the two loops' gradients, in fp32
+
+
+@dataclass(frozen=True)
+class BenchFinetune:
+    """Measure fine-tuning: share of time in the model, images per second, memory.
+
+    Ours and the comparison loop (`genpol/bench_ddpo.py`) take turns, epoch by epoch, from the same
+    weights with the same prompts and noise, so that a busy machine disturbs both.
+    """
+
+    model: str = "tiny"
+    """"tiny" (shipped), a diffusers folder, or a hub id."""
+    reward: str = "attributes"
+    """Reward, as in `genpol finetune`."""
+    prompts: str = "world"
+    """Prompts, as in `genpol finetune`."""
+    epochs: int = 3
+    """Epochs measured of each loop, after one to warm up."""
+    prompts_per_epoch: int = 16
+    """Prompts drawn an epoch (N)."""
+    images_per_prompt: int | None = None
+    """Images drawn for each prompt (B); this and the rest default as in `genpol finetune`."""
+    inner_steps: int | None = None
+    """Optimiser steps on each epoch's images (K)."""
+    num_inference_steps: int | None = None
+    """Denoising steps (T)."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance."""
+    rollout_batch: int | None = None
+    """Images drawn at a time, in both loops."""
+    micro_batch: int | None = None
+    """Denoising steps per forward/backward; in the comparison loop, images."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the frozen weights."""
+    autocast: Literal["bf16", "fp16"] | None = None
+    """Mixed-precision autocast for the UNet."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; default cuda where there is one."""
+    seed: int = 0
+    """Seed of everything random."""
+    output: Path = Path("runs/bench")
+    """Run folder."""
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Where wandb logs."""
+
+
+def run(config: BenchFinetune) -> None:
+    """Check that both loops have the same gradient, time them in turns, write the run folder."""
+    from diffusion.errors import InputError
+    from genpol.bench_ddpo import ddpo_epoch
+    from genpol.commands.finetune import Finetune, build
+    from genpol.measure import Cost
+    from genpol.quiet import hush
+    from genpol.run import Run
+
+    hush()
+    if config.epochs < 1:
+        raise InputError(f"--epochs must be positive, got {config.epochs}")
+    settings = Finetune(**asdict(config), gold_reward="")
+    settings = settings.resolved(TINY if config.model == "tiny" else PUBLISHED)
+    check(settings)
+    tuner, identity = build(settings)
+    document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    begin = time.perf_counter()
+    with Run(
+        config.output, document | identity, command="bench finetune", wandb=config.wandb
+    ) as folder:
+        error = gradient_error(tuner)
+        ours, usual = Cost(), Cost()
+        for epoch in range(config.epochs):
+            start = snapshot(tuner)
+            measure(tuner, tuner.run_epoch, ours)
+            rewind(tuner, start)
+            measure(tuner, lambda: ddpo_epoch(tuner), usual)
+            folder.log(epoch + 1, results(ours, usual))
+        final = results(ours, usual) | {
+            "bench/gradient_error": error,
+            "time/seconds": time.perf_counter() - begin,
+        }
+        folder.summary(final)
+    print(as_table(final))
+
+
+def gradient_error(tuner: Finetuner) -> float:
+    """Relative difference of the two loops' gradients over one epoch, which also warms up.
+
+    Raises InputError when there is no gradient, RuntimeError when fp32 gradients on the CPU differ
+    by more than TOLERANCE. (A GPU may round convolutions to TF32: reported, not enforced.)
+    """
+    import torch
+
+    from diffusion.errors import InputError
+    from genpol.bench_ddpo import ddpo_epoch
+
+    config, reward = tuner.config, tuner.reward
+    known: list[Tensor] = []
+
+    def recorded(images: Tensor, prompts: list[str]) -> Tensor:
+        known.extend(reward(images, prompts))
+        return torch.stack(known[-len(images) :])
+
+    def replayed(images: Tensor, prompts: list[str]) -> Tensor:
+        # Images differ in the last bit with the batch size, which a stepwise reward magnifies.
+        values = torch.stack(known[: len(images)])
+        del known[: len(images)]
+        return values
+
+    start = snapshot(tuner)
+    tuner.config = replace(config, inner_steps=1)
+    try:
+        tuner.reward = recorded
+        tuner.run_epoch()
+        ours = gradient(tuner)
+        rewind(tuner, start)
+        tuner.reward = replayed
+        ddpo_epoch(tuner)
+        usual = gradient(tuner)
+    finally:
+        tuner.config, tuner.reward = config, reward
+    if not usual.any():
+        raise InputError(
+            "the reward is equal for all images of every prompt, so there is no gradient to "
+            "measure; choose another --reward"
+        )
+    error = float((ours - usual).norm() / usual.norm())
+    exact = config.autocast is None and tuner.policy.unet.dtype == torch.float32
+    if exact and tuner.policy.device.type == "cpu" and not error <= TOLERANCE:
+        raise RuntimeError(f"the two loops' gradients differ by {error:.1e}, relative")
+    return error
+
+
+def gradient(tuner: Finetuner) -> Tensor:
+    """All gradients as one vector, float64."""
+    import torch
+
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuner.params.values()]
+    return torch.cat([g.flatten().double().cpu() for g in grads])
+
+
+def snapshot(tuner: Finetuner) -> tuple[dict[str, Tensor], dict]:
+    """A copy of the tuner's state."""
+    tensors, values = tuner.state()
+    return {name: tensor.clone() for name, tensor in tensors.items()}, values
+
+
+def rewind(tuner: Finetuner, state: tuple[dict[str, Tensor], dict]) -> None:
+    """Go back to a snapshot."""
+    tuner.optimiser.state.clear()
+    tuner.load_state(*state)
+
+
+def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
+    """Run one epoch and add what it took."""
+    from genpol.measure import ModelClock, read_peak, reset_peak, synchronise
+
+    policy, cfg = tuner.policy, tuner.config
+    networks = [policy.unet] + ([policy._frozen] if policy._frozen is not None else [])
+    device = str(policy.device)
+    known = reset_peak(device)
+    synchronise(device)
+    with ModelClock(networks, device) as clock:
+        cpu, start = time.process_time(), time.perf_counter()
+        epoch()
+        synchronise(device)
+        cost.seconds += time.perf_counter() - start
+        cost.cpu_seconds += time.process_time() - cpu
+    cost.model_seconds += clock.seconds
+    cost.images += cfg.prompts_per_epoch * cfg.images_per_prompt  # type: ignore[operator]
+    if known:
+        cost.peak_mb = max(cost.peak_mb or 0.0, read_peak(device))
+
+
+def results(ours: Cost, usual: Cost) -> dict[str, float]:
+    """Metrics of both loops; see docs/metrics.md."""
+    out: dict[str, float] = {"bench/images": float(ours.images)}
+    for cost, suffix in ((ours, ""), (usual, "_ddpo")):
+        out |= {
+            f"bench/model_share{suffix}": cost.model_seconds / cost.seconds,
+            f"bench/images_per_second{suffix}": cost.images / cost.seconds,
+            f"bench/cpu_seconds_per_image{suffix}": cost.cpu_seconds / cost.images,
+        }
+        if cost.peak_mb is not None:
+            out[f"bench/peak_mb{suffix}"] = cost.peak_mb
+    speeds = out["bench/images_per_second"], out["bench/images_per_second_ddpo"]
+    return out | {"bench/ratio": speeds[0] / speeds[1]}
+
+
+def as_table(metrics: dict[str, float]) -> str:
+    """Both loops side by side."""
+    rows = {
+        "images per second": ("images_per_second", ".2f"),
+        "CPU seconds per image": ("cpu_seconds_per_image", ".3f"),
+        "share of time in the model": ("model_share", ".1%"),
+        "peak memory, MB": ("peak_mb", ".0f"),
+    }
+    lines = [f"{'':28}{'genpol':>10}{'usual loop':>12}"]
+    for label, (name, form) in rows.items():
+        if f"bench/{name}" in metrics:
+            pair = metrics[f"bench/{name}"], metrics[f"bench/{name}_ddpo"]
+            lines.append(f"{label:28}{pair[0]:>10{form}}{pair[1]:>12{form}}")
+    lines.append(
+        f"{metrics['bench/ratio']:.2f} times the speed on {metrics['bench/images']:.0f} images "
+        f"each; gradients equal to {metrics['bench/gradient_error']:.0e}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""`genpol demo`: the tour. Each main job, small, on shipped assets, and one page of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genpol.report import Panel
+
+SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--model tiny` recommends
+    "model": "tiny",
+    "reward": "attributes",
+    "epochs": 60,
+    "eval_every": 10,
+    "eval_images": 128,
+    "final_eval_images": 384,
+    "checkpoint_every": 20,
+    "wandb": "offline",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The tour: each main job, small, on shipped assets, ends with one page of pictures."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the page (index.html) and of the runs behind it; an earlier demo is replaced."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+def run(config: Demo) -> None:
+    """Run every part and write OUTPUT/index.html; stops without a page when interrupted."""
+    from genpol.files import disk_errors, write_beside
+    from genpol.quiet import hush
+    from genpol.report import page
+
+    hush()
+    panels: list[Panel] = []
+    for part in (images,):
+        made = part(config)
+        if made is None:
+            print("the demo was stopped; the same command starts it afresh")
+            return
+        panels += made
+    target = config.output / "index.html"
+    with disk_errors(f"cannot write {target}", "Free some space, or pass another --output"):
+        config.output.mkdir(parents=True, exist_ok=True)
+        write_beside(target, page(panels).encode())
+    print(f"open {target.resolve()}")
+
+
+def images(config: Demo) -> list[Panel] | None:
+    """Fine-tune the shipped pipeline; None when interrupted."""
+    from diffusion.config import TINY as RECOMMENDED
+    from diffusion.config import check
+    from diffusion.pipelines import TINY
+    from genpol.commands.finetune import Finetune, train
+    from genpol.finetune_report import finetune_panels
+
+    folder = config.output / "images"
+    remove_earlier(folder, "finetune")
+    settings = Finetune(**SETTINGS, seed=config.seed, output=folder).resolved(RECOMMENDED)
+    check(settings)
+    print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
+    if not train(settings, {}):
+        return None
+    model = str(TINY) if settings.model == "tiny" else settings.model
+    return finetune_panels(folder, model)
+
+
+def remove_earlier(folder: Path, command: str) -> None:
+    """Delete the run of `command` that an earlier demo left here; anything else is not touched."""
+    import json
+    import shutil
+
+    try:
+        document = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(document, dict) and document.get("command") == command:
+        shutil.rmtree(folder)

@@ -1,0 +1,22 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+
+def pick_device(asked: str | None) -> str:
+    """The device asked for, or cuda where there is one, else cpu.
+
+    Raises InputError for one that does not exist or is not there on this machine.
+    """
+    import torch
+
+    from diffusion.errors import InputError
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=asked).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f'--device {asked} cannot be used here ({reason}); try "cpu"') from error
+    return asked

@@ -1,0 +1,69 @@
+"""One held-out evaluation on disk: every image's prompt and scores, and the first few pictures.
+
+samples/evaluation_before.csv   index, prompt, one column per reward, picture
+samples/before/00000.png        the pictures of the first rows, in the images' own size
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genpol.files import disk_errors, write_beside
+from genpol.pictures import to_pil
+
+if TYPE_CHECKING:
+    from diffusion.finetune import Evaluation
+
+PICTURES = 16  # as many as the sample grids show
+_TEXT = ("index", "prompt", "picture")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """n held-out images: `prompts` n, `scores` name -> (n,), `pictures` of the first few."""
+
+    prompts: list[str]
+    scores: dict[str, NDArray[np.float64]]
+    pictures: list[Path]
+
+
+def save_evaluation(samples: Path, when: str, result: Evaluation) -> Path:
+    """Write `samples/evaluation_WHEN.csv` and `samples/WHEN/`; returns the table's path.
+
+    Raises InputError when the disk refuses.
+    """
+    path = samples / f"evaluation_{when}.csv"
+    with disk_errors(f"cannot write {path}", "Free some space, or choose another --output"):
+        (samples / when).mkdir(parents=True, exist_ok=True)
+        names = [f"{when}/{i:05d}.png" for i in range(min(PICTURES, len(result.images)))]
+        for name, image in zip(names, result.images[:PICTURES], strict=True):
+            buffer = io.BytesIO()
+            to_pil(image).save(buffer, format="PNG")
+            write_beside(samples / name, buffer.getvalue())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "prompt", *result.rewards, "picture"])
+        for i, prompt in enumerate(result.prompts):
+            scores = [repr(float(values[i])) for values in result.rewards.values()]
+            writer.writerow([i, prompt, *scores, names[i] if i < len(names) else ""])
+        write_beside(path, text.getvalue().encode())
+    return path
+
+
+def read_evaluation(path: Path) -> Scores:
+    """What `save_evaluation` wrote."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name not in _TEXT]
+    return Scores(
+        prompts=[row["prompt"] for row in rows],
+        scores={name: np.array([float(row[name]) for row in rows]) for name in names},
+        pictures=[path.parent / row["picture"] for row in rows if row["picture"]],
+    )

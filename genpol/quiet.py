@@ -1,0 +1,24 @@
+"""Keep other libraries' chatter off the terminal, unless the user has asked for it."""
+
+from __future__ import annotations
+
+import os
+
+_LEVELS = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
+_asked = {name for name in _LEVELS if name in os.environ}  # by the user, before we set any
+
+
+def hush() -> None:
+    """Only errors from transformers and diffusers; call before either is imported."""
+    for name in _LEVELS:
+        os.environ.setdefault(name, "error")
+
+
+def hide_loading_bars() -> None:
+    """No bars for a load of a second ("Loading pipeline components"); downloads keep theirs."""
+    if not _asked:
+        import diffusers.utils.logging
+        import transformers.utils.logging
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,39 @@
+"""Random tiny pipelines saved as users have them, and prompts, shared by the commands' tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+for _folder in (HERE, HERE.parent / "diffusion"):  # small_runs, tiny_rewards; tiny_models
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Folders written by `save_pretrained`: name -> path."""
+    from tiny_models import tiny_sd, tiny_sdxl
+
+    folder = tmp_path_factory.mktemp("models")
+    pipes = {
+        "sd": tiny_sd(),
+        "sd_v": tiny_sd(1, prediction_type="v_prediction"),
+        "sdxl": tiny_sdxl(),
+    }
+    for name, pipe in pipes.items():
+        pipe.save_pretrained(folder / name)
+    return {name: folder / name for name in pipes}
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> Path:
+    """Twelve prompts; commas and quotes included."""
+    path = tmp_path_factory.mktemp("prompts") / "animals.txt"
+    animals = ["a cat", 'a "big", brown dog', "two owls", "a red fox", "a hen", "a cow"]
+    lines = animals + [f"{animal} at night" for animal in animals]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
