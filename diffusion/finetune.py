@@ -12,7 +12,7 @@ state and draws the same images whatever the batch sizes are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def take(cond: Condition, rows: Tensor) -> Condition:
 def make_objective(config: FinetuneConfig) -> PRDP:
     """The objective a configuration names."""
     return PRDP(
-        beta=config.beta,  # type: ignore[arg-type]
+        beta=config.beta,
         clip=config.clip if config.clipping else None,
         unit=config.unit,
         aggregate=config.aggregate,
@@ -84,7 +84,7 @@ class Finetuner:
         reward: RewardFn,
         prompts: PromptSource,
         config: FinetuneConfig,
-        gold: dict[str, RewardFn] | None = None,
+        gold: Mapping[str, RewardFn] | None = None,
     ) -> None:
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
         self.gold = gold or {}
@@ -140,7 +140,7 @@ class Finetuner:
         return DenoisingChain.concatenate(parts), cond
 
     def evaluate(self, count: int) -> Evaluation:
-        """One image of each of `count` held-out prompts, with fixed seeds, scored by every reward."""
+        """One image of each of `count` held-out prompts, fixed seeds, scored by every reward."""
         prompts = self.prompts.held_out(count, self.config.seed)
         with self.averaged_weights():
             chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False)
@@ -267,7 +267,9 @@ class Finetuner:
                     if f"optimiser.{key}.{name}" in tensors
                 }
                 if state:
-                    moved = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                    moved = {
+                        k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                    }
                     self.optimiser.state[parameter] = moved
         self.epoch, self.updates = values["epoch"], values["updates"]
 

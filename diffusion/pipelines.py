@@ -40,7 +40,9 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
 
     path = str(TINY) if model == "tiny" else model
     if model != "tiny" and _looks_like_path(model) and not Path(model).is_dir():
-        raise InputError(f'model folder "{model}" does not exist; pass a folder, a hub id, or "tiny"')
+        raise InputError(
+            f'model folder "{model}" does not exist; pass a folder, a hub id, or "tiny"'
+        )
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise InputError(
             f'"{path}" has no model_index.json, so it is not a diffusers pipeline folder; '
@@ -154,12 +156,17 @@ class ImagePolicy:
     ) -> None:
         self.pipe, self.unet, self.train = pipe.to(device), pipe.unet, train
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.device, self.autocast_dtype = torch.device(device), DTYPES[autocast] if autocast else None
+        self.device, self.autocast_dtype = (
+            torch.device(device),
+            DTYPES[autocast] if autocast else None,
+        )
         self.is_xl = type(pipe).__name__ == "StableDiffusionXLPipeline"
         self._starting_lora = start_lora is not None
         self._frozen: torch.nn.Module | None = None
         if self.unet.config.get("time_cond_proj_dim"):
-            raise InputError("guidance-distilled UNets (LCM) are not supported: they take no guidance")
+            raise InputError(
+                "guidance-distilled UNets (LCM) are not supported: they take no guidance"
+            )
         if train == "lora":
             self._add_lora(lora_rank, lora_targets, start_lora, seed)
         elif train == "full":
@@ -224,7 +231,9 @@ class ImagePolicy:
                 scale = getattr(module, "scaling", {}).get(TRAINED, 1.0)
                 if scale != 1.0:
                     layers[f"{name}.lora_B.weight"] = layers[f"{name}.lora_B.weight"] * scale
-            type(self.pipe).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+            type(self.pipe).save_lora_weights(
+                folder, unet_lora_layers=layers, safe_serialization=True
+            )
         else:
             self.unet.save_pretrained(folder, safe_serialization=True)
         return folder
@@ -284,7 +293,9 @@ class ImagePolicy:
         )
         ids = ids.to(self.device).expand(len(prompts), -1)
         cond = {"text": embeds, "pooled": pooled, "time_ids": ids}
-        return cond | ({"text_negative": uncond, "pooled_negative": pooled_uncond} if guided else {})
+        return cond | (
+            {"text_negative": uncond, "pooled_negative": pooled_uncond} if guided else {}
+        )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Guided network output (B, C, h, w) float32 under the current weights."""

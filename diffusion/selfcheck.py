@@ -1,10 +1,10 @@
 """The start-up check: a second or two that saves a wasted night.
 
-    ratio      re-scoring a step in the training path gives the stored log-prob, within a fraction
-               of the clip's half-width: else the clip would act on rounding
-    reference  policy and reference agree before any update: else the KL is measured from nowhere
-    guidance   the guided prediction is uncond + s (cond - uncond) of two plain ones
-    ties       the reward tells images of one prompt apart: tied pairs teach nothing
+ratio      re-scoring a step in the training path gives the stored log-prob, within a fraction
+           of the clip's half-width: else the clip would act on rounding
+reference  policy and reference agree before any update: else the KL is measured from nowhere
+guidance   the guided prediction is uncond + s (cond - uncond) of two plain ones
+ties       the reward tells images of one prompt apart: tied pairs teach nothing
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CheckReport:
 
 
 def self_check(tuner: Finetuner) -> CheckReport:
-    """Probe a tuner before its first epoch. Raises InputError where training would be meaningless."""
+    """Probe a tuner before its first epoch; InputError where training would be meaningless."""
     report = CheckReport()
     prompt = tuner.prompts.train(0, 1, tuner.config.seed)[0]
     _check_ratio(tuner, prompt, report)
@@ -76,9 +76,9 @@ def _check_ratio(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
     _, eps = tuner.objective.per_dim(int((tuner.weights > 0).sum()), policy_dimensions(policy))
     if eps is not None and not worst <= eps:
         raise InputError(
-            f"re-scoring a step moves its log-prob by {worst:.1e} per dimension, more than the clip "
-            f"{eps:.1e}: the clip would act on rounding. Raise --clip above {10 * worst:.0e}, or use "
-            "fp32 (--dtype fp32 without --autocast)"
+            f"re-scoring a step moves its log-prob by {worst:.1e} per dimension, more than the "
+            f"clip {eps:.1e}: the clip would act on rounding. Raise --clip above {10 * worst:.0e}, "
+            "or use fp32 (--dtype fp32 without --autocast)"
         )
     if eps is not None and worst > 0.2 * eps:
         report.warnings.append(

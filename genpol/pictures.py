@@ -30,7 +30,9 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     rows = -(-count // columns)
     canvas = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
     for i in range(count):
-        picture = to_pil(images[i]).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        picture = to_pil(images[i]).resize(
+            (width * factor, height * factor), Image.Resampling.NEAREST
+        )
         canvas.paste(picture, (i % columns * cell_w + MARGIN, i // columns * cell_h + MARGIN))
     return canvas
 
@@ -39,7 +41,9 @@ def before_after(before: Path, after: Path) -> Image.Image:
     """Two saved grids side by side, captioned."""
     left, right = Image.open(before), Image.open(after)
     top = 28
-    canvas = Image.new("RGB", (left.width + right.width + 24, max(left.height, right.height) + top), "white")
+    canvas = Image.new(
+        "RGB", (left.width + right.width + 24, max(left.height, right.height) + top), "white"
+    )
     canvas.paste(left, (0, top))
     canvas.paste(right, (left.width + 24, top))
     pen = ImageDraw.Draw(canvas)

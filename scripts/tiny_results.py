@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Measure the shipped pipeline and its fine-tuning: three seeds of the demo's run, each continued.
 
     python scripts/tiny_results.py            # runs what is missing; about 40 minutes on two cores
@@ -62,7 +63,12 @@ def score_pipeline(count: int = 1024) -> None:
     for scale in (1.0, 1.5, 2.0, 3.0):
         if str(scale) in done:
             continue
-        call = {"num_inference_steps": 10, "guidance_scale": scale, "negative_prompt": "", "eta": 1.0}
+        call = {
+            "num_inference_steps": 10,
+            "guidance_scale": scale,
+            "negative_prompt": "",
+            "eta": 1.0,
+        }
         images = torch.cat(
             [
                 draw_images(pipe, prompts[i : i + 128], list(range(i, i + 128)), call)
@@ -136,7 +142,8 @@ def report() -> None:
             continue
         gain = [100 * (float(r["gold_after"]) - float(r["gold_before"])) for r in mine]
         seen = [
-            100 * (float(r["attributes_hard_after"]) - float(r["attributes_hard_before"])) for r in mine
+            100 * (float(r["attributes_hard_after"]) - float(r["attributes_hard_before"]))
+            for r in mine
         ]
         columns = [
             interval([100 * float(r[c]) for r in mine])

@@ -1,4 +1,4 @@
-"""Train the shipped pipeline's autoencoder on drawn scenes (first of three; then `train_tiny_unet.py`).
+"""Train the shipped pipeline's autoencoder on drawn scenes; `train_tiny_unet.py` comes next.
 
 Latents are normalised per channel while training and decoded with noise added, so that the decoder
 forgives an imperfect sampler; the final whitening is folded into `quant_conv`/`post_quant_conv`.

@@ -23,7 +23,7 @@ class Finetune(FinetuneConfig):
     reward: str = "attributes"
     """Reward: a name, module:function, http://host:port, or a sum "10*pickscore+2*hpsv2"."""
     gold_reward: str | None = None
-    """Rewards that are only evaluated, comma-separated; default the gold checker on world prompts."""
+    """Rewards only evaluated, comma-separated; default the gold checker on world prompts."""
     prompts: str = "world"
     """A .txt, .jsonl or .csv file, or a generator (world, animals)."""
     prompt_column: str = "prompt"
@@ -87,7 +87,7 @@ def restored(config: Finetune) -> tuple[Finetune, dict[str, Any]]:
         elif given != values.get(f.name):
             flag = f"--{f.name.replace('_', '-')}"
             raise InputError(
-                f'{flag} {given} differs from {values.get(f.name)} of the run in "{config.resume}"; '
+                f'{flag} {given} differs from {values.get(f.name)} of the run "{config.resume}"; '
                 f"drop {flag} to resume it, or start a new run with another --output"
             )
     return Finetune(**values), stored
@@ -120,16 +120,19 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     }
     hide_loading_bars()
     pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
-    identity = {"model_fingerprint": fingerprint(pipe.unet), "prompts_fingerprint": prompts.fingerprint}
+    identity = {
+        "model_fingerprint": fingerprint(pipe.unet),
+        "prompts_fingerprint": prompts.fingerprint,
+    }
     if config.lora:
         identity["lora_fingerprint"] = lora_fingerprint(config.lora)
     policy = ImagePolicy(
         pipe,
-        guidance_scale=config.guidance_scale,  # type: ignore[arg-type]
+        guidance_scale=config.guidance_scale,
         negative_prompt=config.negative_prompt,
         train=config.train,
-        lora_rank=config.lora_rank,  # type: ignore[arg-type]
-        lora_targets=config.lora_targets,  # type: ignore[arg-type]
+        lora_rank=config.lora_rank,
+        lora_targets=config.lora_targets,
         start_lora=config.lora,
         gradient_checkpointing=config.gradient_checkpointing,
         autocast=config.autocast,
@@ -161,10 +164,13 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
                 f'the {what} of the run in "{config.resume}" has changed since it started '
                 f"(fingerprint {stored[key]}, now {value}); restore it, or start a new run"
             )
-    document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()} | identity
+    document = {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
+    } | identity
     with (
-        Run(config.output, document, command="finetune", wandb=config.wandb, resume=bool(stored))
-        as run_folder,
+        Run(
+            config.output, document, command="finetune", wandb=config.wandb, resume=bool(stored)
+        ) as run_folder,
         InterruptGuard() as guard,
     ):
         session = Session(tuner, run_folder, config)
@@ -267,7 +273,9 @@ class Session:
     def checkpoint_note(self) -> str:
         if self.saved_epoch < 0:
             return "no checkpoint had been written yet"
-        return f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.config.output} goes on"
+        return (
+            f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.config.output} goes on"
+        )
 
     def picture(self, epoch: int, result: Evaluation) -> None:
         """Save the fixed-seed sample grid."""
@@ -296,7 +304,9 @@ class Session:
         self.folder.summary(summary)
         first = self.config.output / "samples" / "samples_grid-step-000000.png"
         if first.is_file():
-            picture = before_after(first, self.config.output / "samples" / f"samples_grid-step-{epoch:06d}.png")
+            picture = before_after(
+                first, self.config.output / "samples" / f"samples_grid-step-{epoch:06d}.png"
+            )
             self.folder.log_images(epoch, "samples/before_after", picture)
         kind = "lora" if self.config.train == "lora" else "unet"
         print(

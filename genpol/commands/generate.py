@@ -1,4 +1,4 @@
-"""`genpol generate`: sample a pipeline, with a LoRA, optionally keeping the best of K by a reward."""
+"""`genpol generate`: sample a pipeline, with a LoRA, optionally the best of K by a reward."""
 
 from __future__ import annotations
 
@@ -106,9 +106,13 @@ def run(config: Generate) -> None:
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
     per_batch = max(1, config.batch // config.best_of)
-    with disk_errors(f"cannot write in {config.output}", "Free some space, or pass another --output"):
+    with disk_errors(
+        f"cannot write in {config.output}", "Free some space, or pass another --output"
+    ):
         config.output.mkdir(parents=True, exist_ok=True)
-        for first in tqdm(range(0, len(wanted), per_batch), unit="batch", disable=len(wanted) <= per_batch):
+        for first in tqdm(
+            range(0, len(wanted), per_batch), unit="batch", disable=len(wanted) <= per_batch
+        ):
             chunk = wanted[first : first + per_batch]
             rows += draw_batch(pipe, chunk, first, config, call, reward)
         write_csv(config.output / "images.csv", rows)
@@ -127,7 +131,7 @@ def read_prompts(config: Generate) -> list[str]:
         raise InputError(f"--num-prompts must be at least 1, got {config.num_prompts}")
     if config.prompts in GENERATORS:
         if config.num_prompts is None:
-            raise InputError(f'--prompts {config.prompts} is a generator; add --num-prompts N')
+            raise InputError(f"--prompts {config.prompts} is a generator; add --num-prompts N")
         return take(config.prompts, config.num_prompts, config.seed)
     return list(islice(read_all(config.prompts, config.prompt_column), config.num_prompts))
 

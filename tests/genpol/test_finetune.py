@@ -281,25 +281,30 @@ def test_gradient_checkpointing_has_the_same_gradient(models, prompts, monkeypat
     assert largest_difference(weights(plain), weights(lean)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"micro_batch": 1}, {"micro_batch": 5}, {"rollout_batch": 1}, {"rollout_batch": 3}]
-)
-def test_batch_sizes_do_not_change_the_result(sizes, models, prompts, whole_batches):
-    tuner = tuner_of(models, prompts, **SMOOTH | sizes)
-    tuner.run_epoch()
-    assert largest_difference(whole_batches, weights(tuner)) < 1e-6
-
-
 SMOOTH = {"micro_batch": 64, "rollout_batch": 64, "learning_rate": 1e-3}
 
 
+def gradient(tuner) -> torch.Tensor:
+    """Of the last inner step. Adam turns a gradient's rounding into whole steps where the gradient
+    is nearly 0, so weights would say less."""
+    return torch.cat([p.grad.flatten() for p in tuner.params.values()])
+
+
 @pytest.fixture(scope="module")
-def whole_batches(models, prompts):
+def whole_batches(models, prompts) -> torch.Tensor:
     tuner = tuner_of(models, prompts, **SMOOTH)
-    before = weights(tuner)
     tuner.run_epoch()
-    assert largest_difference(before, weights(tuner)) > 5e-4
-    return weights(tuner)
+    return gradient(tuner)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"micro_batch": 1}, {"micro_batch": 5}, {"rollout_batch": 1}, {"rollout_batch": 3}]
+)
+def test_batch_sizes_do_not_change_the_gradient(sizes, models, prompts, whole_batches):
+    tuner = tuner_of(models, prompts, **SMOOTH | sizes)
+    tuner.run_epoch()
+    error = (gradient(tuner) - whole_batches).norm() / whole_batches.norm()
+    assert float(error) < 1e-3
 
 
 def test_tied_rewards_are_warned_of_and_survived(models, prompts, tmp_path, capsys):

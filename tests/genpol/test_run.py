@@ -169,7 +169,7 @@ def test_a_full_disk_while_logging_is_one_line_and_the_table_still_opens(tmp_pat
 
 
 def test_wandb_offline_writes_under_the_folder_and_resumes_the_same_run(tmp_path, capsys):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     with start(tmp_path, wandb="offline") as run:
         run.log(1, {"reward/mean": 0.25})
         run.log_images(1, "samples", Image.new("RGB", (4, 4)))
@@ -179,6 +179,7 @@ def test_wandb_offline_writes_under_the_folder_and_resumes_the_same_run(tmp_path
     assert out.err == ""
     with start(tmp_path, wandb="offline", resume=True) as run:
         run.log(2, {"resumed/mean": 0.5})
+    wandb.teardown()  # as at exit: until then its service may not have flushed the files
     # Two files of one run. Their folders carry the second they began in, then perhaps an index.
     identity = (tmp_path / "wandb" / "run_id").read_text()
     files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
