@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "clip": 1e-3,
     "num_inference_steps": 10,
     "guidance_scale": 1.0,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "step_weights": "balanced",
     "lora_rank": 16,
     "lora_targets": "all",

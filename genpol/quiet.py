@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 
 _LEVELS = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
 _asked = {name for name in _LEVELS if name in os.environ}  # by the user, before we set any
@@ -12,6 +14,10 @@ def hush() -> None:
     """Only errors from transformers and diffusers; call before either is imported."""
     for name in _LEVELS:
         os.environ.setdefault(name, "error")
+    if not sys.warnoptions:  # what they deprecate among themselves is no user's business
+        theirs = r"(diffusers|transformers|peft|huggingface_hub)(\.|$)"
+        warnings.filterwarnings("ignore", category=FutureWarning, module=theirs)
+        warnings.filterwarnings("ignore", category=UserWarning, module=theirs)
 
 
 def hide_loading_bars() -> None:

@@ -225,7 +225,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     worst = min(float(r["reward"]) for r in rows if r["arm"] == "unclipped")
     axes[0].set_ylim(-2.5, 0)
-    axes[0].text(8, -2.4, f"no clip: down to {worst:.0e}", color=ARMS["unclipped"].colour)
+    axes[0].text(21, -2.4, f"no clip: down to {worst:.0e}", color=ARMS["unclipped"].colour)
     axes[1].set_yscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2, fontsize=9)

@@ -1,10 +1,10 @@
 # ruff: noqa: E501
 """Measure the shipped pipeline and its fine-tuning: three seeds of the demo's run, each continued.
 
-    python scripts/tiny_results.py            # runs what is missing; about 40 minutes on two cores
+    python scripts/tiny_results.py            # runs what is missing; about 30 minutes on one core
     python scripts/tiny_results.py --report   # only rewrites the README's table from the CSVs
 
-docs/results/tiny_pipeline.csv    the pipeline as shipped, at several guidance scales, 1,024 prompts
+docs/results/tiny_pipeline.csv    the pipeline as shipped, at several guidance scales, 512 prompts
 docs/results/tiny_attributes.csv  per seed, before and after the demo's run and a longer one
 
 All prompts are held out; the checker trained on is not the gold checker that judges. Settings were
@@ -25,7 +25,7 @@ from genpol.commands.demo import SETTINGS
 from genpol.commands.finetune import Finetune, restored, train
 
 RESULTS = Path("docs/results")
-LONG_EPOCHS = 160
+LONG_EPOCHS = 80
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 T_95 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of freedom: 3 seeds
 
@@ -47,7 +47,7 @@ def append(path: Path, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def score_pipeline(count: int = 1024) -> None:
+def score_pipeline(count: int = 512) -> None:
     """The untouched pipeline on held-out captions, per guidance scale."""
     import torch
 

@@ -138,7 +138,11 @@ def export(folder: Path, vae, text, tokenizer, unet, scheduler) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipe.to(dtype=torch.float16)
+    # transformers loads weights in the dtype they were stored in, diffusers in float32: rounded
+    # to half all the same, but stored so that both agree.
+    pipe.text_encoder.float()
+    pipe.save_pretrained(folder, safe_serialization=True)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--model tiny` recommends
     "model": "tiny",
     "reward": "attributes",
-    "epochs": 60,
+    "epochs": 40,
     "eval_every": 10,
     "eval_images": 128,
     "final_eval_images": 384,

@@ -139,6 +139,8 @@ def test_a_full_disk_leaves_the_old_lora(straight, models, prompts, tmp_path, mo
 
 def spawn(log: Path, *arguments: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(HERE)}
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        environment.pop(name, None)  # set by runs in this process; a user's shell has none
     with open(log, "wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "genpol.cli", "finetune", *arguments],
