@@ -1,9 +1,9 @@
-"""Average two exported pipelines of one lineage: weight * A + (1 - weight) * B, text encoder and UNet.
+"""Average the UNet and text encoder of two pipelines of one lineage: w A + (1 - w) B.
 
 The shipped pipeline is such an average of its last two training legs, which trade caption noise
 against competence; docs/TINY.md has the numbers.
 
-    python scripts/average_tiny.py runs/tiny/leg3 runs/tiny/leg4 --weight 0.25 --output runs/tiny/pipeline
+    python scripts/average_tiny.py runs/leg3 runs/leg4 --weight 0.25 --output runs/tiny
 """
 
 from __future__ import annotations

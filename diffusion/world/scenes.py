@@ -193,7 +193,7 @@ def _texture_mask(texture: str, x: np.ndarray, y: np.ndarray, r: float) -> np.nd
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Draw a scene: (64, 64, 3) float32 in [0, 1]; position, size and tint vary a little."""
-    image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), rng.uniform(0.86, 0.96), np.float32)
+    image: np.ndarray = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), rng.uniform(0.86, 0.96), np.float32)
     for thing, (cx, cy) in scene.slots():
         r = RADIUS[thing.size] * rng.uniform(0.95, 1.05)
         x = _XX - np.float32(cx + rng.uniform(-1.5, 1.5))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from diffusion.config import TINY as SETTINGS
 from diffusion.pipelines import TINY
@@ -64,3 +65,15 @@ def test_it_is_competent_and_improvable(pipe):
     verdict = score(images, prompts)
     assert 0.55 <= float(verdict["attributes"].mean()) <= 0.85
     assert float(verdict["wholly"].mean()) >= 0.15
+
+
+def test_its_scheduler_stays_finite_at_eta_1_for_any_number_of_steps():
+    """A schedule that ends at exactly zero signal makes diffusers' DDIM step NaN at 50 steps."""
+    scheduler = DDIMScheduler.from_pretrained(TINY / "scheduler")
+    x = torch.ones(1, 4, 8, 8)
+    for steps in (3, 10, 16, 50, 76, 100):
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            generator = torch.Generator().manual_seed(0)
+            out = scheduler.step(0.5 * x, t, x, eta=1.0, generator=generator).prev_sample
+            assert torch.isfinite(out).all(), (steps, int(t))
