@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 # The published settings (arXiv 2402.08714, large-scale run), with LoRA's learning rate instead of
 # the full UNet's 7e-6: LoRA needed about ten times more in our runs.
 PUBLISHED: dict[str, Any] = {
+    "epochs": 10,
     "prompts_per_epoch": 64,
     "images_per_prompt": 8,
     "inner_steps": 1,
@@ -24,6 +25,10 @@ PUBLISHED: dict[str, Any] = {
 }
 # Measured on the shipped pipeline with separate seeds: see docs/results.
 TINY: dict[str, Any] = {
+    "model": "tiny",
+    "reward": "attributes",
+    "prompts": "world",
+    "epochs": 10,
     "prompts_per_epoch": 8,
     "images_per_prompt": 8,
     "inner_steps": 1,
@@ -46,8 +51,8 @@ class FinetuneConfig:
 
     algorithm: Literal["prdp"] = "prdp"
     """Objective to train with."""
-    epochs: int = 10
-    """Rollout-then-update rounds."""
+    epochs: int | None = None
+    """Rollout-then-update rounds; default 10."""
     seed: int = 0
     """Seed of everything random; a run is a function of its configuration."""
     prompts_per_epoch: int | None = None
@@ -109,7 +114,8 @@ class FinetuneConfig:
 
     def resolved(self, recommended: dict[str, Any]) -> Self:
         """A copy in which every None that has a recommended value takes it."""
-        return replace(self, **{k: v for k, v in recommended.items() if getattr(self, k) is None})
+        missing = {k: v for k, v in recommended.items() if getattr(self, k, v) is None}
+        return replace(self, **missing)
 
 
 def check(config: FinetuneConfig) -> None:

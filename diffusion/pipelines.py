@@ -92,15 +92,16 @@ def _modules(pipe) -> list[torch.nn.Module]:
     return [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """16 hex digits of a module's weights: their names, shapes and double-precision sums."""
+def fingerprint(pipe) -> str:
+    """16 hex digits of a pipeline's weights: names, shapes and double-precision sums.
+
+    Take it before any adapter is added.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if "lora_" in name:
-            continue
-        name = name.replace(".base_layer", "")
-        total = f"{tensor.detach().double().sum().item():.9e}"
-        digest.update(f"{name}{tuple(tensor.shape)}{total}".encode())
+    for module in _modules(pipe):
+        for name, tensor in sorted(module.state_dict().items()):
+            total = f"{tensor.detach().double().sum().item():.9e}"
+            digest.update(f"{name}{tuple(tensor.shape)}{total}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -118,6 +119,13 @@ def _lora_file(folder: str) -> Path:
             "such as runs/x/lora"
         )
     return file
+
+
+def _touches_text_encoder(folder: str) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(_lora_file(folder), "pt") as file:
+        return any(key.startswith(("text_encoder", "lora_te")) for key in file.keys())
 
 
 def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
@@ -183,6 +191,11 @@ class ImagePolicy:
         if targets not in LORA_TARGETS:
             raise InputError(f"LoRA targets {targets!r}: expected attention or all")
         if start is not None:
+            if _touches_text_encoder(start):
+                raise InputError(
+                    f'"{start}" also changes the text encoder, and only the UNet is trained, so '
+                    "part of it would be lost on saving; fuse it into the pipeline first"
+                )
             load_lora(self.pipe, start, adapter=TRAINED)
             load_lora(self.pipe, start, adapter=REFERENCE)
             self.unet.set_adapter(TRAINED)

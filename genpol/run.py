@@ -104,6 +104,13 @@ class Run:
         if self._wandb:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
+    def amend(self, options: Mapping[str, Any]) -> None:
+        """Change options in config.json, such as the epochs of a run that is being extended."""
+        path = self.folder / "config.json"
+        document = json.loads(path.read_text("utf-8")) | dict(options)
+        with disk_errors(f"cannot write {path}", _REMEDY):
+            write_beside(path, (json.dumps(document, indent=2, default=str) + "\n").encode())
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row to metrics.csv (or to its last row, if `step` is the same) and to wandb.
 

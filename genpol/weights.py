@@ -37,7 +37,10 @@ def save_weights(policy: ImagePolicy, output: Path) -> Path:
                 if number is None:
                     raise
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            mask = os.umask(0)
+            os.umask(mask)
             for file in sorted(temporary.iterdir()):
+                file.chmod(0o666 & ~mask)  # safetensors writes files for the owner alone
                 os.replace(file, target / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from genpol.commands.demo import SETTINGS
-from genpol.commands.finetune import Finetune, restored, train
+from genpol.commands.finetune import Finetune, complete, restored, train
 
 RESULTS = Path("docs/results")
 LONG_EPOCHS = 80
@@ -100,9 +100,7 @@ def run_seed(seed: int, runs: Path) -> None:
         stored: dict = {}
         if (folder / "config.json").is_file():
             config, stored = restored(Finetune(resume=folder, epochs=epochs, wandb="disabled"))
-        from diffusion.config import TINY
-
-        train(replace(config, epochs=epochs).resolved(TINY), stored)
+        train(complete(replace(config, epochs=epochs)), stored)
         summary = json.loads((folder / "summary.json").read_text())
         last = [r for r in read(folder / "metrics.csv") if r["kl/nats"]][-1]
         row = {"run": name, "seed": seed, "epochs": epochs, "prompts": int(summary["eval/images"])}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion.config import PUBLISHED, TINY, check
+from diffusion.config import check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
     from diffusion.errors import InputError
     from genpol.bench_ddpo import ddpo_epoch
-    from genpol.commands.finetune import Finetune, build
+    from genpol.commands.finetune import Finetune, build, complete
     from genpol.measure import Cost
     from genpol.quiet import hush
     from genpol.run import Run
@@ -77,8 +77,7 @@ def run(config: BenchFinetune) -> None:
     hush()
     if config.epochs < 1:
         raise InputError(f"--epochs must be positive, got {config.epochs}")
-    settings = Finetune(**asdict(config), gold_reward="")
-    settings = settings.resolved(TINY if config.model == "tiny" else PUBLISHED)
+    settings = complete(Finetune(**asdict(config), gold_reward=""))
     check(settings)
     tuner, identity = build(settings)
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}

@@ -54,15 +54,14 @@ def run(config: Demo) -> None:
 
 def images(config: Demo) -> list[Panel] | None:
     """Fine-tune the shipped pipeline; None when interrupted."""
-    from diffusion.config import TINY as RECOMMENDED
     from diffusion.config import check
     from diffusion.pipelines import TINY
-    from genpol.commands.finetune import Finetune, train
+    from genpol.commands.finetune import Finetune, complete, train
     from genpol.finetune_report import finetune_panels
 
     folder = config.output / "images"
     remove_earlier(folder, "finetune")
-    settings = Finetune(**SETTINGS, seed=config.seed, output=folder).resolved(RECOMMENDED)
+    settings = complete(Finetune(**SETTINGS, seed=config.seed, output=folder))
     check(settings)
     print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
     if not train(settings, {}):

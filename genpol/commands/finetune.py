@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Finetune(FinetuneConfig):
     """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
 
-    model: str = "tiny"
-    """"tiny" (shipped), a diffusers folder, or a hub id."""
-    reward: str = "attributes"
-    """Reward: a name, module:function, http://host:port, or a sum "10*pickscore+2*hpsv2"."""
+    model: str | None = None
+    """"tiny" (shipped, the default), a diffusers folder, or a hub id."""
+    reward: str | None = None
+    """Reward: a name, module:function, http://host:port, or a sum "10*clip+2*hpsv2"."""
     gold_reward: str | None = None
     """Rewards only evaluated, comma-separated; default the gold checker on world prompts."""
-    prompts: str = "world"
-    """A .txt, .jsonl or .csv file, or a generator (world, animals)."""
+    prompts: str | None = None
+    """A .txt, .jsonl or .csv file, or a generator (tiny: world)."""
     prompt_column: str = "prompt"
     """Column (csv) or key (jsonl) that holds the prompt."""
     held_out: float = 0.1
@@ -60,15 +60,29 @@ def run(config: Finetune) -> None:
 
     hush()
     config, stored = restored(config) if config.resume else (config, {})
-    config = config.resolved(TINY if config.model == "tiny" else PUBLISHED)
+    config = complete(config)
     check(config)
     train(config, stored)
+
+
+def complete(config: Finetune) -> Finetune:
+    """Fill in what was not given: the model's recommended settings.
+
+    Raises InputError when another model than the shipped one comes without reward or prompts.
+    """
+    from diffusion.errors import InputError
+
+    config = config.resolved(TINY if config.model in (None, "tiny") else PUBLISHED)
+    for name in ("reward", "prompts"):
+        if getattr(config, name) is None:
+            raise InputError(f"--{name} is needed with --model {config.model}; see --help")
+    return config
 
 
 def restored(config: Finetune) -> tuple[Finetune, dict[str, Any]]:
     """The configuration of the run being resumed, and all that its config.json holds.
 
-    Options given beside --resume must agree with it; --epochs may be raised, --wandb may differ.
+    Options given beside --resume must agree with it, but for --epochs, --wandb and --device.
     """
     from diffusion.errors import InputError
     from genpol.run import read_config
@@ -82,7 +96,7 @@ def restored(config: Finetune) -> tuple[Finetune, dict[str, Any]]:
         default = f.default if f.default is not MISSING else None
         if f.name in ("output", "resume") or given == default:
             continue
-        if f.name == "epochs" and given >= values["epochs"] or f.name in ("wandb", "device"):
+        if f.name in ("epochs", "wandb", "device"):
             values[f.name] = given
         elif given != values.get(f.name):
             flag = f"--{f.name.replace('_', '-')}"
@@ -121,7 +135,7 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     hide_loading_bars()
     pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
     identity = {
-        "model_fingerprint": fingerprint(pipe.unet),
+        "model_fingerprint": fingerprint(pipe),
         "prompts_fingerprint": prompts.fingerprint,
     }
     if config.lora:
@@ -173,6 +187,8 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
         ) as run_folder,
         InterruptGuard() as guard,
     ):
+        if stored and stored["epochs"] != config.epochs:  # a later bare --resume goes on to here
+            run_folder.amend({"epochs": config.epochs})
         session = Session(tuner, run_folder, config)
         session.restore()
         if tuner.epoch >= config.epochs:
