@@ -66,8 +66,7 @@ def images(config: Demo) -> list[Panel] | None:
     print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
     if not train(settings, {}):
         return None
-    model = str(TINY) if settings.model == "tiny" else settings.model
-    return finetune_panels(folder, model)
+    return finetune_panels(folder, str(TINY))
 
 
 def remove_earlier(folder: Path, command: str) -> None:
