@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffusion.errors import InputError
 from diffusion.world.scenes import (
+    ANY,
     COLOURS,
     IMAGE_SIZE,
     POSITIONS,
@@ -102,15 +103,16 @@ def load_checker() -> Checker:
 
 
 def answers(scene: Scene) -> list[int | None]:
-    """The class a scene gives each of the M questions; None where it has no such object."""
+    """The class a scene gives each of the M questions; None where it leaves the answer open."""
     columns: list[int | None] = []
     slots = scene.slots()
     for slot in range(SLOTS):
         thing = slots[slot][0] if slot < len(slots) else None
         for name, values in SLOT_ATTRIBUTES.items():
-            columns.append(None if thing is None else values.index(getattr(thing, name)))
+            value = ANY if thing is None else getattr(thing, name)
+            columns.append(None if value == ANY else values.index(value))
     if scene.second is None:
-        return [*columns, LAYOUTS.index(scene.place)]
+        return [*columns, None if scene.place == ANY else LAYOUTS.index(scene.place)]
     axis = RELATIONS[scene.place][1]
     return [*columns, LAYOUTS.index("horizontal pair" if axis == "x" else "vertical pair")]
 

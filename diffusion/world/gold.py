@@ -15,7 +15,15 @@ from torch import Tensor
 
 from diffusion.errors import InputError
 from diffusion.world.gold_objects import Found, find_objects
-from diffusion.world.scenes import IMAGE_SIZE, POSITIONS, RELATIONS, Scene, Thing, parse_caption
+from diffusion.world.scenes import (
+    ANY,
+    IMAGE_SIZE,
+    POSITIONS,
+    RELATIONS,
+    Scene,
+    Thing,
+    parse_caption,
+)
 
 MAX_PLACE_DISTANCE = 10.0  # pixels, of a lone object from its nominal position
 MOST_OBJECTS = 5  # compared with the caption, largest first; bounds the permutations
@@ -40,14 +48,21 @@ class Verdict:
         return sum(self.correct.values()) / len(self.correct)
 
 
-def _matches(thing: Thing, found: Found | None) -> list[bool]:
-    return [found is not None and getattr(thing, a) == getattr(found, a) for a in _ATTRIBUTES]
+def _matches(which: str, thing: Thing, found: Found | None) -> dict[str, bool]:
+    """The requested attributes of one thing, and whether what was found has them."""
+    return {
+        f"{which}.{a}": found is not None and getattr(thing, a) == getattr(found, a)
+        for a in _ATTRIBUTES
+        if getattr(thing, a) != ANY
+    }
 
 
 def _placed(scene: Scene, chosen: tuple[Found | None, ...]) -> bool:
     centres = [found.centre for found in chosen if found is not None]
     if len(centres) < len(chosen):
         return False
+    if scene.place == ANY:
+        return True
     if scene.second is None:
         away = {place: np.hypot(*np.subtract(centres[0], at)) for place, at in POSITIONS.items()}
         nearest = min(away, key=lambda place: float(away[place]))
@@ -80,14 +95,15 @@ def judge(image: np.ndarray, caption: str) -> Verdict:
     pool: list[Found | None] = [*objects[:MOST_OBJECTS]]
     pool += [None] * max(0, len(things) - len(pool))
 
-    best: tuple[int, bool, list[bool]] = (-1, False, [])
+    best: tuple[int, bool, dict[str, bool]] = (-1, False, {})
     for chosen in permutations(pool, len(things)):
-        right = [ok for t, f in zip(things, chosen, strict=True) for ok in _matches(t, f)]
-        candidate = (sum(right), _placed(scene, chosen), right)
+        right: dict[str, bool] = {}
+        for which, thing, found in zip(_THINGS, things, chosen, strict=False):
+            right |= _matches(which, thing, found)
+        candidate = (sum(right.values()), _placed(scene, chosen), right)
         if candidate[:2] > best[:2]:
             best = candidate
-    names = [f"{which}.{a}" for which in _THINGS[: len(things)] for a in _ATTRIBUTES]
-    correct = dict(zip(names, best[2], strict=True)) | {"place": best[1]}
+    correct = best[2] | ({} if scene.place == ANY else {"place": best[1]})
     return Verdict(correct, all(correct.values()) and len(objects) == len(things))
 
 

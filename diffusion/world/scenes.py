@@ -41,11 +41,12 @@ RELATIONS = {  # words -> (which object comes first along the axis, axis)
     "above": (0, "y"),
     "below": (1, "y"),
 }
+ANY = "any"  # what a caption leaves open
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object."""
+    """One object; ANY where a caption leaves an attribute open (such a one cannot be drawn)."""
 
     size: str
     texture: str
@@ -53,7 +54,8 @@ class Thing:
     shape: str
 
     def words(self) -> str:
-        return f"a {self.size} {self.texture} {self.colour} {self.shape}"
+        parts = ("a", self.size, self.texture, self.colour, self.shape)
+        return " ".join(part for part in parts if part != ANY)
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,15 @@ class Scene:
     place: str
 
     def caption(self) -> str:
+        if self.place == ANY:
+            return self.first.words()
         tail = self.place if self.second is None else f"{self.place} {self.second.words()}"
         return f"{self.first.words()} {tail}"
 
     def slots(self) -> list[tuple[Thing, tuple[float, float]]]:
         """Objects with their nominal centres, leftmost or topmost first."""
         if self.second is None:
-            return [(self.first, POSITIONS[self.place])]
+            return [(self.first, POSITIONS.get(self.place, POSITIONS["in the center"]))]
         index, axis = RELATIONS[self.place]
         ordered = [self.first, self.second] if index == 0 else [self.second, self.first]
         centres = [(16.5, 32.0), (47.5, 32.0)] if axis == "x" else [(32.0, 16.5), (32.0, 47.5)]
@@ -114,32 +118,31 @@ def sample_caption(rng: np.random.Generator, held_out: bool) -> str:
 
 
 def _parse_thing(words: list[str]) -> Thing | None:
-    if len(words) != 5 or words[0] != "a":
+    if words[:1] not in (["a"], ["an"]):
         return None
-    thing = Thing(*words[1:])
-    known = (
-        thing.size in SIZES
-        and thing.texture in TEXTURES
-        and thing.colour in COLOURS
-        and thing.shape in SHAPES
-    )
-    return thing if known else None
+    rest, picked = words[1:], []
+    for known in (SIZES, TEXTURES, COLOURS):
+        picked.append(rest.pop(0) if rest and rest[0] in known else ANY)
+    if len(rest) != 1 or rest[0] not in SHAPES:
+        return None
+    size, texture, colour = picked
+    return Thing(size, texture, colour, rest[0])
 
 
 def parse_caption(caption: str) -> Scene | None:
-    """The scene a caption describes, or None where the caption is not of this world."""
-    words = caption.strip().lower().rstrip(".").split()
-    first = _parse_thing(words[:5])
-    if first is None:
-        return None
-    tail = " ".join(words[5:])
-    if tail in POSITIONS:
-        return Scene(first, None, tail)
-    second = _parse_thing(words[-5:])
-    relation = " ".join(words[5:-5])
-    if second is None or relation not in RELATIONS:
-        return None
-    return Scene(first, second, relation)
+    """The scene a caption describes, or None where the caption is not of this world.
+
+    Whatever a caption leaves out ("an orange star on the left") is ANY: not asked for.
+    """
+    text = " ".join(caption.lower().rstrip(". ").split())
+    for relation in RELATIONS:
+        head, found, tail = text.partition(f" {relation} ")
+        if found:
+            first, second = _parse_thing(head.split()), _parse_thing(tail.split())
+            return Scene(first, second, relation) if first and second else None
+    place = next((p for p in POSITIONS if text.endswith(f" {p}")), ANY)
+    lone = _parse_thing(text.removesuffix("" if place == ANY else place).split())
+    return Scene(lone, None, place) if lone else None
 
 
 # ---------------------------------------------------------------------------------------------
