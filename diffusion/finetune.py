@@ -32,6 +32,7 @@ from diffusion.two_pass import two_pass_backward
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
 ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream
+RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
 
 class Stopped(Exception):
@@ -226,7 +227,7 @@ class Finetuner:
         return norm
 
     def ratio_error(self, score: Callable[[Tensor, Tensor], Tensor], rollouts: Rollouts) -> float:
-        """Largest |log-prob re-scored - log-prob stored| over one micro-batch, per dimension.
+        """Largest |log-prob re-scored - log-prob stored| over RATIO_PROBES steps, per dimension.
 
         Before any update this is 0 up to arithmetic; anything near --clip means that the clip
         would act on rounding, not on learning.
@@ -234,7 +235,7 @@ class Finetuner:
         used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
         rows, steps = used.nonzero(as_tuple=True)
         # A batch spread over chains and steps, with a graph as in training.
-        pick = torch.linspace(0, len(rows) - 1, min(self.config.micro_batch, len(rows))).long()
+        pick = torch.linspace(0, len(rows) - 1, min(RATIO_PROBES, len(rows))).long()
         again = score(rows[pick], steps[pick]).detach()
         return float((again - rollouts.log_prob_old[rows[pick], steps[pick]]).abs().max())
 

@@ -131,7 +131,7 @@ def report() -> None:
         "over seeds):",
         "",
         "| run | attributes right before, % | after, % | gain, points | wholly right before, % | after, % "
-        "| seen only by the training checker | minutes |",
+        "| seen only by the training checker | minutes on one core |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, label in (("demo", "`make demo`"), ("long", "longer")):
