@@ -101,7 +101,6 @@ class Finetuner:
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if config.ema else {}
         self.epoch = 0
         self.updates = 0
-        self.model_seconds = 0.0
 
     # -- drawing ----------------------------------------------------------------------------------
 

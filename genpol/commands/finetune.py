@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.config import PUBLISHED, TINY, FinetuneConfig, check
 
 if TYPE_CHECKING:
-    from diffusion.finetune import Evaluation, Finetuner
-    from genpol.run import Run
+    from diffusion.finetune import Finetuner
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,7 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
     from diffusion.errors import InputError
     from diffusion.finetune import Stopped
     from diffusion.selfcheck import self_check
+    from genpol.finetune_session import Session
     from genpol.interrupts import InterruptGuard
     from genpol.run import Run
 
@@ -189,7 +188,12 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
     ):
         if stored and stored["epochs"] != config.epochs:  # a later bare --resume goes on to here
             run_folder.amend({"epochs": config.epochs})
-        session = Session(tuner, run_folder, config)
+        session = Session(
+            tuner,
+            run_folder,
+            checkpoint_every=config.checkpoint_every,
+            keep_checkpoints=config.keep_checkpoints,
+        )
         session.restore()
         if tuner.epoch >= config.epochs:
             print(f"{config.output} has already run {tuner.epoch} epochs; raise --epochs to go on")
@@ -217,126 +221,3 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
             print(f"stopped after epoch {tuner.epoch}; go on with --resume {config.output}")
             return {}
         return session.finish()
-
-
-class Session:
-    """What one run writes, and when; the numbers come from the tuner."""
-
-    def __init__(self, tuner: Finetuner, run_folder: Run, config: Finetune) -> None:
-        self.tuner, self.folder, self.config = tuner, run_folder, config
-        self.before: dict[str, float] = {}
-        self.seconds, self.mark = 0.0, time.perf_counter()
-        self.saved_epoch = -1
-
-    @property
-    def final_images(self) -> int:
-        return self.config.final_eval_images or self.config.eval_images
-
-    def elapsed(self) -> float:
-        """Seconds spent, earlier sittings included."""
-        now = time.perf_counter()
-        self.seconds, self.mark = self.seconds + now - self.mark, now
-        return self.seconds
-
-    def restore(self) -> None:
-        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
-        found = self.folder.latest_checkpoint()
-        if found is None:
-            self.folder.truncate(-1)
-            return
-        step, tensors, values = found
-        self.tuner.load_state(tensors, values)
-        self.before, self.seconds = values["before"], values["seconds"]
-        self.saved_epoch = step
-        self.folder.truncate(step)
-
-    def begin(self, checks: dict[str, float]) -> None:
-        """Evaluate and picture the untouched pipeline."""
-        from genpol.evaluations import save_evaluation
-
-        result = self.tuner.evaluate(self.final_images)
-        self.before = means(result)
-        self.folder.log(0, {f"eval/{k}": v for k, v in self.before.items()} | checks)
-        self.picture(0, result)
-        save_evaluation(self.folder.folder / "samples", "before", result)
-        self.save()
-
-    def after_epoch(self, metrics: dict[str, float]) -> None:
-        """Log, and evaluate and save when it is time."""
-        epoch, cfg = self.tuner.epoch, self.config
-        metrics = metrics | {"time/seconds": self.elapsed()}
-        last = epoch == cfg.epochs
-        if epoch % cfg.eval_every == 0 and not last:
-            result = self.tuner.evaluate(cfg.eval_images)
-            metrics |= {f"eval/{k}": v for k, v in means(result).items()}
-            self.picture(epoch, result)
-        self.folder.log(epoch, metrics)
-        if epoch % cfg.checkpoint_every == 0 or last:
-            self.save()
-
-    def save(self) -> None:
-        """Write a checkpoint and the weights users load, whole or not at all."""
-        from genpol.weights import save_weights
-
-        tensors, values = self.tuner.state()
-        values |= {"before": self.before, "seconds": self.elapsed()}
-        epoch = self.tuner.epoch
-        self.folder.save_checkpoint(epoch, tensors, values, self.config.keep_checkpoints)
-        self.saved_epoch = epoch
-        with self.tuner.averaged_weights():
-            save_weights(self.tuner.policy, self.config.output)
-
-    def checkpoint_note(self) -> str:
-        if self.saved_epoch < 0:
-            return "no checkpoint had been written yet"
-        return (
-            f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.config.output} goes on"
-        )
-
-    def picture(self, epoch: int, result: Evaluation) -> None:
-        """Save the fixed-seed sample grid."""
-        from genpol.pictures import grid
-
-        count = min(16, len(result.images))
-        self.folder.log_images(epoch, "samples/grid", grid(result.images[:count]))
-
-    def finish(self) -> dict[str, float]:
-        """Evaluate as before training, write summary.json and the before/after grid."""
-        from genpol.evaluations import save_evaluation
-        from genpol.pictures import before_after
-
-        result = self.tuner.evaluate(self.final_images)
-        after, epoch = means(result), self.tuner.epoch
-        self.folder.log(epoch, {f"eval/{k}": v for k, v in after.items()})
-        self.picture(epoch, result)
-        save_evaluation(self.folder.folder / "samples", "after", result)
-        summary = {f"eval/{k}_before": v for k, v in self.before.items()}
-        summary |= {f"eval/{k}_after": v for k, v in after.items()}
-        summary |= {
-            "eval/images": float(len(result.images)),
-            "train/epochs": float(epoch),
-            "time/seconds": self.elapsed(),
-        }
-        self.folder.summary(summary)
-        first = self.config.output / "samples" / "samples_grid-step-000000.png"
-        if first.is_file():
-            picture = before_after(
-                first, self.config.output / "samples" / f"samples_grid-step-{epoch:06d}.png"
-            )
-            self.folder.log_images(epoch, "samples/before_after", picture)
-        kind = "lora" if self.config.train == "lora" else "unet"
-        print(
-            f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
-            f"on {len(result.images)} images; weights in {self.config.output / kind}"
-        )
-        return summary
-
-
-def means(result: Evaluation) -> dict[str, float]:
-    """Mean of every evaluated reward."""
-    return {name: float(values.mean()) for name, values in result.rewards.items()}
-
-
-def with_options(config: Finetune, **changes: Any) -> Finetune:
-    """A copy with some options changed."""
-    return replace(config, **changes)

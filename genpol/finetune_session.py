@@ -1,0 +1,121 @@
+"""What one fine-tuning run writes, and when: log rows, grids, checkpoints, weights, the summary."""
+
+from __future__ import annotations
+
+import time
+
+from diffusion.finetune import Evaluation, Finetuner
+from genpol.evaluations import save_evaluation
+from genpol.pictures import before_after, grid
+from genpol.run import Run
+from genpol.weights import save_weights
+
+
+class Session:
+    """What one run writes, and when; the numbers come from the tuner."""
+
+    def __init__(
+        self, tuner: Finetuner, run: Run, *, checkpoint_every: int, keep_checkpoints: int
+    ) -> None:
+        self.tuner, self.run, self.config = tuner, run, tuner.config
+        self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
+        self.before: dict[str, float] = {}
+        self.seconds, self.mark = 0.0, time.perf_counter()
+        self.saved_epoch = -1
+
+    @property
+    def final_images(self) -> int:
+        return self.config.final_eval_images or self.config.eval_images
+
+    def elapsed(self) -> float:
+        """Seconds spent, earlier sittings included."""
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+        return self.seconds
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
+        found = self.run.latest_checkpoint()
+        if found is None:
+            self.run.truncate(-1)
+            return
+        step, tensors, values = found
+        self.tuner.load_state(tensors, values)
+        self.before, self.seconds = values["before"], values["seconds"]
+        self.saved_epoch = step
+        self.run.truncate(step)
+
+    def begin(self, checks: dict[str, float]) -> None:
+        """Evaluate and picture the untouched pipeline."""
+        result = self.tuner.evaluate(self.final_images)
+        self.before = means(result)
+        self.run.log(0, {f"eval/{k}": v for k, v in self.before.items()} | checks)
+        self.picture(0, result)
+        save_evaluation(self.run.folder / "samples", "before", result)
+        self.save()
+
+    def after_epoch(self, metrics: dict[str, float]) -> None:
+        """Log, and evaluate and save when it is time."""
+        epoch, cfg = self.tuner.epoch, self.config
+        metrics = metrics | {"time/seconds": self.elapsed()}
+        last = epoch == cfg.epochs
+        if epoch % cfg.eval_every == 0 and not last:
+            result = self.tuner.evaluate(cfg.eval_images)
+            metrics |= {f"eval/{k}": v for k, v in means(result).items()}
+            self.picture(epoch, result)
+        self.run.log(epoch, metrics)
+        if epoch % self.checkpoint_every == 0 or last:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint and the weights users load, whole or not at all."""
+        tensors, values = self.tuner.state()
+        values |= {"before": self.before, "seconds": self.elapsed()}
+        epoch = self.tuner.epoch
+        self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
+        self.saved_epoch = epoch
+        with self.tuner.averaged_weights():
+            save_weights(self.tuner.policy, self.run.folder)
+
+    def checkpoint_note(self) -> str:
+        if self.saved_epoch < 0:
+            return "no checkpoint had been written yet"
+        return f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.run.folder} goes on"
+
+    def picture(self, epoch: int, result: Evaluation) -> None:
+        """Save the fixed-seed sample grid."""
+        count = min(16, len(result.images))
+        self.run.log_images(epoch, "samples/grid", grid(result.images[:count]))
+
+    def finish(self) -> dict[str, float]:
+        """Evaluate as before training, write summary.json and the before/after grid."""
+        result = self.tuner.evaluate(self.final_images)
+        after, epoch = means(result), self.tuner.epoch
+        self.run.log(epoch, {f"eval/{k}": v for k, v in after.items()})
+        self.picture(epoch, result)
+        save_evaluation(self.run.folder / "samples", "after", result)
+        summary = {f"eval/{k}_before": v for k, v in self.before.items()}
+        summary |= {f"eval/{k}_after": v for k, v in after.items()}
+        summary |= {
+            "eval/images": float(len(result.images)),
+            "train/epochs": float(epoch),
+            "time/seconds": self.elapsed(),
+        }
+        self.run.summary(summary)
+        first = self.run.folder / "samples" / "samples_grid-step-000000.png"
+        if first.is_file():
+            picture = before_after(
+                first, self.run.folder / "samples" / f"samples_grid-step-{epoch:06d}.png"
+            )
+            self.run.log_images(epoch, "samples/before_after", picture)
+        kind = "lora" if self.config.train == "lora" else "unet"
+        print(
+            f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
+            f"on {len(result.images)} images; weights in {self.run.folder / kind}"
+        )
+        return summary
+
+
+def means(result: Evaluation) -> dict[str, float]:
+    """Mean of every evaluated reward."""
+    return {name: float(values.mean()) for name, values in result.rewards.items()}
