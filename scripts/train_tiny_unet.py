@@ -94,7 +94,7 @@ def build_models(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditi
 def build_scheduler() -> DDIMScheduler:
     """SD's noise schedule, its square-rooted cumulative alphas moved down to .003 at the last step.
 
-    With SD's own .068 pure noise at t=999 reads as a strange background, and one lone scene in ten
+    With SD's own .068 pure noise at t=999 reads as a strange background, and one picture in ten
     came out blank. At exactly zero (`rescale_betas_zero_snr`) diffusers' DDIM step gives NaN at
     eta 1 for some step counts (50 among them).
     """

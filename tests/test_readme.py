@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,3 +17,10 @@ def test_the_results_are_regenerated_not_typed(monkeypatch):
     block = script.block()
     assert block in (ROOT / "README.md").read_text()
     assert "longer, 80 epochs" in block and "| 3.0 |" in block
+
+
+def test_the_speeds_are_those_of_the_committed_bench():
+    bench = json.loads((ROOT / "docs/results/bench_finetune.json").read_text())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{bench['bench/model_share']:.0%}".replace("%", " %") + " of the time" in readme
+    assert f"at {bench['bench/ratio']:.2f} times the images per second" in readme

@@ -197,11 +197,12 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
         session.restore()
         if tuner.epoch >= config.epochs:
             print(f"{config.output} has already run {tuner.epoch} epochs; raise --epochs to go on")
-        if tuner.epoch == 0:
-            report = self_check(tuner)
+        else:
+            report = self_check(tuner)  # after a resume as well: the machine may be another
             for line in report.warnings:
                 print(f"warning: {line}")
-            session.begin(report.metrics)
+            if tuner.epoch == 0:
+                session.begin(report.metrics)
         bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
         with bar:
             while tuner.epoch < config.epochs and not guard.stop:
