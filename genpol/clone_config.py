@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from offline.errors import InputError
+from offline.option_check import require
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,9 @@ class CloneConfig:
             "denoising_steps",
             "log_every",
         ):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "memory_gb"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "random_shift", "warmup"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        _require(self, "ema", 0 <= self.ema < 1, "at least 0 and below 1")
-
-
-def _require(config: CloneConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} must be {expected}, received {getattr(config, name)}")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "ema", 0 <= self.ema < 1, "at least 0 and below 1")

@@ -6,14 +6,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from offline.errors import InputError
+from offline.option_check import require
 from offline.rl_config import RLConfig
+from offline.world_model_config import WorldModelConfig
 
 AgentName = Literal["expo", "bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl"]
 
 
 @dataclass(frozen=True)
-class TrainConfig(RLConfig):
-    """Settings of `genpol train`: those of the backbone, of the policies and of the agents."""
+class TrainConfig(RLConfig, WorldModelConfig):
+    """Settings of `genpol train`: of the backbone, world models, policies and agents."""
 
     agent: AgentName = "expo"
     """"expo": an expressive policy, edits of its proposals, and the best of them all. "bestofn":
@@ -82,6 +84,10 @@ class TrainConfig(RLConfig):
     """Reuse a transition's base candidates for this many updates; edits and scores stay fresh.
     0 is off. Free with a frozen base policy."""
 
+    search_depth: int = 1
+    """Decisions that acting looks ahead: 1 scores candidates by the critic, 2 by what a world model
+    says they lead to and the critic's best candidate there."""
+
     expectile: float = 0.7
     """Of the state value (idql)."""
     fql_alpha: float = 0.3
@@ -95,16 +101,18 @@ class TrainConfig(RLConfig):
         Raises:
             InputError: names the option and the range it should be in.
         """
-        super().check()
+        RLConfig.check(self)
+        WorldModelConfig.check(self)
         for name in ("denoising_steps", "num_candidates", "features", "width"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("base_lr", "pretrain_steps", "critic_pretrain_steps", "edits", "cache_age"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("init_temperature", "edit_scale_lr", "act_temperature", "noise_bound"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
-        _require(self, "edit_scale", 0 < self.edit_scale <= 2, "above 0 and at most 2")
-        _require(self, "base_ema", 0 <= self.base_ema < 1, "at least 0 and below 1")
-        _require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
+            require(self, name, getattr(self, name) > 0, "above 0")
+        require(self, "search_depth", self.search_depth in (1, 2), "1 or 2")
+        require(self, "edit_scale", 0 < self.edit_scale <= 2, "above 0 and at most 2")
+        require(self, "base_ema", 0 <= self.base_ema < 1, "at least 0 and below 1")
+        require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
         if self.critic_pretrain_steps and self.critic_pretrain == "none":
             raise InputError(
                 "--critic-pretrain-steps needs to know how: pass --critic-pretrain td, calql or iql"
@@ -125,7 +133,7 @@ FAITHFUL: dict[str, Any] = {
     "backup_uses_average": False,
     "action_chunk": 1,
     "utd": 20.0,
-    "ensemble": 10,
+    "value_ensemble": 10,
     "subset": 2,
     "hidden": (256, 256, 256),
     "candidates": "chain",
@@ -137,9 +145,3 @@ def with_preset(config: TrainConfig, preset: dict[str, Any], given: set[str]) ->
     """`config` with the preset's values, but for the options named in `given`."""
     known = {f.name for f in fields(config)}
     return replace(config, **{k: v for k, v in preset.items() if k in known and k not in given})
-
-
-def _require(config: TrainConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} must be {expected}, received {getattr(config, name)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from offline.errors import InputError
+from offline.option_check import require
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,14 @@ class RLConfig:
     """What of it is larger lives in a memory-mapped file; larger datasets are streamed."""
     num_envs: int = 1
     """Environments side by side."""
+    offline_updates: int = 0
+    """Updates of the whole agent on --data, and on what a world model imagines, before the first
+    environment step; with --steps 0 that is all."""
     start_steps: int = 0
     """Steps of uniformly random actions first, for learning from scratch."""
     update_after: int = 500
     """Steps before the first update; the policy acts meanwhile."""
-    ensemble: int = 10
+    value_ensemble: int = 10
     """Critic heads (E)."""
     subset: int = 2
     """Heads whose minimum is the target, drawn afresh for every update."""
@@ -55,6 +58,19 @@ class RLConfig:
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the critic's hidden layers in training; weights stay float32, and so does
     every score that candidates are ranked by."""
+    value_diversity: float = 0.0
+    """Weight of the diversity of the heads' action gradients (EDAC, RAVL); 0 is off."""
+    lipschitz: Literal["none", "spectral", "adversarial"] = "none"
+    """Bound the critic's Lipschitz constant: "spectral" normalises its layers, "adversarial"
+    penalises how much a small change of the state changes the value."""
+    lipschitz_bound: float = 1.0
+    """Largest singular value of each layer (c, spectral)."""
+    lipschitz_weight: float = 0.1
+    """Of the penalty (lambda, adversarial)."""
+    lipschitz_radius: float = 0.1
+    """Largest change of each standardised state dimension (epsilon, adversarial)."""
+    lipschitz_attack: Literal["fgsm", "pgd", "uniform"] = "fgsm"
+    """How the change is found: one step along the gradient's sign, several, or at random."""
     image_encoder: Literal["small", "resnet34"] = "small"
     """Network for image observations."""
     obs_keys: tuple[str, ...] = ()
@@ -81,37 +97,35 @@ class RLConfig:
             InputError: names the option and the range it should be in.
         """
         for name in (
-            "batch_size", "action_chunk", "replay_capacity", "num_envs", "ensemble", "subset",
+            "batch_size", "action_chunk", "replay_capacity", "num_envs", "value_ensemble", "subset",
             "eval_every", "eval_episodes", "log_every", "checkpoint_every",
         ):  # fmt: skip
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("steps", "start_steps", "update_after", "random_shift"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("utd", "reward_scale", "lr", "memory_gb"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("steps", "start_steps", "update_after", "offline_updates", "random_shift"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in ("value_diversity", "lipschitz_weight"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in (
+            "utd", "reward_scale", "lr", "memory_gb", "lipschitz_bound", "lipschitz_radius",
+        ):  # fmt: skip
+            require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("offline_fraction", "imagined_fraction"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        _require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
-        _require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
-        _require(self, "subset", self.subset <= self.ensemble, "at most --ensemble")
-        _require(
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
+        require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
+        require(self, "subset", self.subset <= self.value_ensemble, "at most --value-ensemble")
+        require(
             self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "one or more sizes above 0"
         )
-        _require(
+        require(
             self,
             "n_step",
             self.n_step is None or self.n_step >= self.action_chunk,
             f"at least the action chunk ({self.action_chunk})",
         )
-        _require(
+        require(
             self,
             "imagined_fraction",
             self.offline_fraction + self.imagined_fraction <= 1,
             "at most 1 together with --offline-fraction",
         )
-
-
-def _require(config: RLConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} must be {expected}, received {getattr(config, name)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from offline.errors import InputError
+from offline.option_check import require
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,15 @@ class ValueConfig:
         """
         at_least_one = ("steps", "batch_size", "action_chunk", "cql_actions", "log_every")
         for name in at_least_one:
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "actor_lr", "memory_gb"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("cql_alpha", "random_shift"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        _require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
-        _require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
-        _require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
-        _require(self, "ensemble", 1 <= self.ensemble <= 10, "1 to 10")
-        _require(
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
+        require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
+        require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
+        require(self, "ensemble", 1 <= self.ensemble <= 10, "1 to 10")
+        require(
             self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "one or more sizes above 0"
         )
-
-
-def _require(config: ValueConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} must be {expected}, received {getattr(config, name)}")

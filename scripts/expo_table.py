@@ -43,11 +43,14 @@ COLLECT: dict[str, Any] = {
 }
 CLONE: dict[str, Any] = {"policy": "flow", "steps": 2000, "action_chunk": 4, "features": 256}
 COMMON: dict[str, Any] = {
-    "steps": 20_000,
+    "steps": 10_000,
+    "batch_size": 128,
     "utd": 1.0,
+    "n_step": 8,
+    "target_rate": 0.02,
     "action_chunk": 4,
     "features": 256,
-    "ensemble": 5,
+    "value_ensemble": 5,
     "hidden": (256, 256),
     "num_candidates": 4,
     "reward": "zero-one",

@@ -35,7 +35,7 @@ def make_value(
         obs_shapes,
         env=env,
         hidden=config.hidden,
-        ensemble=2 if config.agent == "sac" else config.ensemble,
+        ensemble=config.value_ensemble,
         image_encoder=config.image_encoder,
         heads="stacked",
         critic_dtype=config.critic_dtype,

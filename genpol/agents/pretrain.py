@@ -122,7 +122,7 @@ def _critic(
         action_chunk=config.action_chunk,
         discount=config.discount,
         lr=config.lr,
-        ensemble=config.ensemble,
+        ensemble=config.value_ensemble,
         hidden=config.hidden,
         expectile=config.expectile,
         reward="sparse" if plain else "dataset",

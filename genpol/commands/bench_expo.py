@@ -19,7 +19,7 @@ PROBLEM: dict[str, Any] = {
     "num_candidates": 8,
     "edits": 1,
     "denoising_steps": 10,
-    "ensemble": 10,
+    "value_ensemble": 10,
     "subset": 2,
     "hidden": (256, 256, 256),
     "action_chunk": 1,

@@ -117,7 +117,7 @@ TRAINING: dict[str, Any] = {  # of the part that trains by reward: a small criti
     "batch_size": 128,
     "target_rate": 0.01,
     "init_temperature": 0.01,
-    "ensemble": 5,
+    "value_ensemble": 5,
     "hidden": (256, 256),
     "num_candidates": 8,
     "candidates": "two-step",

@@ -10,7 +10,7 @@ from genpol.commands import bench_expo as command
 from genpol.commands.bench_expo import BenchExpo, run, settings
 from offline.errors import InputError
 
-SMALL = {"batch_size": 16, "utd": 3.0, "hidden": (16, 16), "ensemble": 3, "num_candidates": 4}
+SMALL = {"batch_size": 16, "utd": 3.0, "hidden": (16, 16), "value_ensemble": 3, "num_candidates": 4}
 
 
 @pytest.fixture

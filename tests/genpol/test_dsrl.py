@@ -19,7 +19,7 @@ from offline.types import HasMode, Policy
 from offline.value import ValueFunction
 
 CONFIG = TrainConfig(
-    agent="dsrl", lr=3e-3, ensemble=3, subset=2, hidden=(64, 64), target_rate=0.05, utd=2.0,
+    agent="dsrl", lr=3e-3, value_ensemble=3, subset=2, hidden=(64, 64), target_rate=0.05, utd=2.0,
     init_temperature=0.01, action_chunk=CHUNK,
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from offline.value import ValueFunction
 
 SPEC = ActionSpec.from_bounds([-1.0], [1.0])
 SMALL = TrainConfig(
-    ensemble=4,
+    value_ensemble=4,
     hidden=(32, 32),
     action_chunk=1,
     num_candidates=8,  # of 4, one in 16 would all be of the wrong arm

@@ -147,8 +147,8 @@ def test_a_presets_options_give_way_to_those_given():
     default = Train()
     assert parsed("--env x").utd == default.utd != FAITHFUL["utd"]
     # also where what is given is the default of the default preset
-    given = parsed(f"--utd {default.utd} --preset=faithful --ensemble 3")
-    assert (given.utd, given.ensemble) == (default.utd, 3)
+    given = parsed(f"--utd {default.utd} --preset=faithful --value-ensemble 3")
+    assert (given.utd, given.value_ensemble) == (default.utd, 3)
     assert given.policy == FAITHFUL["policy"] != default.policy
 
 
@@ -163,4 +163,6 @@ def test_the_preset_reaches_the_run(tmp_path):
     assert main(["train", *arguments]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["utd"] == FAITHFUL["utd"] and config["action_chunk"] == FAITHFUL["action_chunk"]
-    assert config["ensemble"] == TINY["ensemble"] and config["hidden"] == list(TINY["hidden"])
+    assert config["value_ensemble"] == TINY["value_ensemble"] and config["hidden"] == list(
+        TINY["hidden"]
+    )

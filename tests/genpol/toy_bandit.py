@@ -57,7 +57,7 @@ def settings(**changes) -> TrainConfig:
         **{
             "action_chunk": 1,
             "hidden": HIDDEN,
-            "ensemble": ENSEMBLE,
+            "value_ensemble": ENSEMBLE,
             "lr": 1e-3,
             "base_lr": 2e-3,
             "base_ema": 0.99,

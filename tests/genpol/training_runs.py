@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "features": 16,
     "width": 8,
     "hidden": (8, 8),
-    "ensemble": 2,
+    "value_ensemble": 2,
     "subset": 1,
     "num_candidates": 2,
     "denoising_steps": 2,

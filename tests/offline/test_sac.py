@@ -23,7 +23,7 @@ from offline.temperature import Temperature
 from offline.types import HasMode, Policy
 from offline.value import ValueFunction
 
-CONFIG = RLConfig(lr=3e-3, ensemble=4, subset=2, hidden=(32, 32), target_rate=0.05)
+CONFIG = RLConfig(lr=3e-3, value_ensemble=4, subset=2, hidden=(32, 32), target_rate=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def make(*, config=CONFIG, chunk=1, dim=1, obs=1, seed=0, image=False, **rest) -
     spec = ActionSpec.from_bounds([-2.0] * dim, [2.0] * dim, chunk=chunk)
     shapes = {"state": (obs,)} | ({"camera": (16, 16, 3)} if image else {})
     value = ValueFunction(
-        spec, shapes, hidden=config.hidden, ensemble=config.ensemble, heads="stacked"
+        spec, shapes, hidden=config.hidden, ensemble=config.value_ensemble, heads="stacked"
     )
     return SAC(value, config, **(RLPD | rest))
 
@@ -253,7 +253,7 @@ def test_a_pendulum_is_balanced():
     """From scratch, all of its 1000 steps after 4000 of experience."""
     gymnasium = pytest.importorskip("gymnasium")
     pytest.importorskip("mujoco")
-    config = RLConfig(lr=1e-3, ensemble=2, hidden=(64, 64), target_rate=0.01)
+    config = RLConfig(lr=1e-3, value_ensemble=2, hidden=(64, 64), target_rate=0.01)
     agent, draw = make(config=config, obs=4, **PLAIN_SAC), generator()
     for value in (agent.critic.value, agent.critic.target):
         value.encoder.normalizer.std.copy_(torch.tensor([0.3, 0.1, 1.0, 1.0]))

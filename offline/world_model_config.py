@@ -1,0 +1,83 @@
+"""Settings of world models and of what is imagined with them; light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from offline.option_check import require
+
+WorldModelName = Literal["none", "mle", "mse", "vagram", "simulator"]
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Of the model, its training and its rollouts. Steps are environment steps."""
+
+    world_model: WorldModelName = "none"
+    """What a model of the environment learns by: "mle" the likelihood of a Gaussian, "mse" the
+    squared error of a prediction, "vagram" the error weighted by the value's gradient.
+    "simulator" is no model but the simulator itself, to see what a perfect one would do."""
+    ensemble: int = 7
+    """Models; 1 is a single one."""
+    elites: int = 5
+    """Models that are used, those that predict held-out data best."""
+    model_hidden: tuple[int, ...] = (200, 200, 200, 200)
+    """Units of each hidden layer of a model."""
+    model_lr: float = 1e-3
+    """Learning rate of the models."""
+    model_weight_decay: float = 5e-5
+    """Weight decay of the models."""
+    model_batch_size: int = 256
+    """Transitions per update of each model."""
+    model_every: int = 250
+    """Steps between trainings of the models."""
+    model_updates: int = 2_000
+    """Most updates of one training; it ends earlier when held-out data is predicted no better."""
+    model_patience: int = 5
+    """Epochs without improvement on held-out data before a training ends."""
+    model_holdout: float = 0.1
+    """Share of the transitions held out."""
+    known: tuple[Literal["reward", "termination"], ...] = ()
+    """What is not learnt but computed by the environment's own rule, where that is known."""
+    rollout_lengths: tuple[int, int] = (1, 1)
+    """Decisions imagined from each real state, at first and in the end."""
+    rollout_schedule: tuple[int, int] = (0, 0)
+    """Steps between which the length grows linearly from the first to the last."""
+    rollouts_per_step: int = 40
+    """States imagined from, for each environment step."""
+    imagined_capacity: int = 100_000
+    """Imagined transitions kept; the oldest are overwritten."""
+    vagram_clip: float = 0.95
+    """Gradients are clipped to this quantile of their norms."""
+    vagram_warmup: int = 1_000
+    """Steps from the first training on during which plain squared error is used."""
+
+    def check(self) -> None:
+        """Check every number.
+
+        Raises:
+            InputError: names the option and the range it should be in.
+        """
+        for name in (
+            "ensemble", "elites", "model_batch_size", "model_every", "model_updates",
+            "model_patience", "rollouts_per_step", "imagined_capacity",
+        ):  # fmt: skip
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("model_weight_decay", "vagram_warmup"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "model_lr", self.model_lr > 0, "above 0")
+        require(self, "model_holdout", 0 < self.model_holdout < 1, "between 0 and 1")
+        require(self, "vagram_clip", 0 < self.vagram_clip <= 1, "above 0 and at most 1")
+        sizes = self.model_hidden
+        require(self, "model_hidden", bool(sizes) and min(sizes) >= 1, "one or more sizes above 0")
+        first, last = self.rollout_lengths
+        require(self, "rollout_lengths", 1 <= first <= last, "two lengths, 1 <= first <= last")
+        begin, end = self.rollout_schedule
+        require(self, "rollout_schedule", 0 <= begin <= end, "two steps, 0 <= first <= last")
+
+    def rollout_length(self, step: int) -> int:
+        """Decisions to imagine from each state, at an environment step."""
+        (first, last), (begin, end) = self.rollout_lengths, self.rollout_schedule
+        share = 1.0 if step >= end else max(0.0, (step - begin) / (end - begin))
+        return round(first + share * (last - first))
