@@ -141,6 +141,34 @@ FAITHFUL: dict[str, Any] = {
 }
 
 
+# SAC as it is usually set up, on the environment's own rewards, and with a world model as in MBPO
+# (arXiv 1906.08253), with half its updates per step; what the others take with a world model.
+SAC_USUAL: dict[str, Any] = {
+    "action_chunk": 1,
+    "offline_fraction": 0.0,
+    "reward": "dataset",
+    "value_ensemble": 2,
+    "hidden": (256, 256),
+    "start_steps": 1_000,
+    "update_after": 1_000,
+}
+SAC_IMAGINING: dict[str, Any] = {
+    "imagined_fraction": 0.95,
+    "utd": 10.0,
+    "policy_utd": 10.0,
+}
+IMAGINING: dict[str, Any] = {"imagined_fraction": 0.25, "rollouts_per_step": 10}
+
+
+def usual(agent: str, world_model: str = "none") -> dict[str, Any]:
+    """What the options of an agent are when nobody says otherwise, where that is not the general
+    default; `genpol train` applies it, in Python pass Train(**usual("sac") | options)."""
+    settings = dict(SAC_USUAL) if agent == "sac" else {}
+    if world_model != "none":
+        settings |= SAC_IMAGINING if agent == "sac" else IMAGINING
+    return settings
+
+
 def with_preset(config: TrainConfig, preset: dict[str, Any], given: set[str]) -> TrainConfig:
     """`config` with the preset's values, but for the options named in `given`."""
     known = {f.name for f in fields(config)}

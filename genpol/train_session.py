@@ -114,7 +114,7 @@ class Session:
         if self.saved < 0 and not self._pretrain(stop):
             return False
         while True:
-            step, last = self.loop.step, self.loop.step >= self.config.steps
+            step, last = self.loop.progress, self.loop.progress >= self.total
             due = _crossed(self.evaluated, step, self.config.eval_every)
             if (due or last and self.evaluated != step) and not self.evaluate(stop):
                 break
@@ -125,10 +125,14 @@ class Session:
             until = min(
                 _following(step, self.config.eval_every),
                 _following(step, self.config.checkpoint_every),
-                self.config.steps,
+                self.total,
             )
             self.unsaved = True
-            self.loop.run(until, log=self.log, stop=stop)
+            if self.loop.learnt < self.config.offline_updates:
+                first = min(until, self.config.offline_updates)
+                self.loop.learn(first, log=self.log, stop=stop)
+            else:
+                self.loop.run(until - self.loop.learnt, log=self.log, stop=stop)
         if self.unsaved:
             self.save()
         return self.complete
@@ -136,7 +140,12 @@ class Session:
     @property
     def complete(self) -> bool:
         """Whether all steps are done, and evaluated."""
-        return self.loop.step >= self.config.steps and self.evaluated == self.loop.step
+        return self.loop.progress >= self.total and self.evaluated == self.loop.progress
+
+    @property
+    def total(self) -> int:
+        """What the loop's `progress` ends at."""
+        return self.config.offline_updates + self.config.steps
 
     def _pretrain(self, stop: Stop) -> bool:
         """Whether it was not stopped; its rows are in pretrain.csv, by gradient step."""
@@ -172,8 +181,8 @@ class Session:
 
     def evaluate(self, stop: Stop) -> bool:
         """Evaluate and diagnose at the present step; False if stopped, to be done again."""
-        step = self.loop.step
-        film = self.videos if step == 0 or step >= self.config.steps else 0
+        step = self.loop.progress
+        film = self.videos if step == 0 or step >= self.total else 0
         done = 0
 
         def progress(count: int) -> None:
@@ -203,11 +212,11 @@ class Session:
         if loop.updates == 0:
             return {}
         with undisturbed(loop.agent):
-            return diagnose(loop.agent, loop.replay, loop.mixture, loop.step)
+            return diagnose(loop.agent, loop.replay, loop.mixture, loop.progress)
 
     def save(self) -> None:
         """Write a checkpoint, and what a user deploys."""
-        step = self.loop.step
+        step = self.loop.progress
         state = {
             "loop": self.loop.state_dict(),
             "sources": {name: source.state_dict() for name, source in self.sources.items()},

@@ -1,5 +1,7 @@
 """Critic heads as stacked parameters: any few of them are run without the others.
 
+Their layers' singular values can be bounded (`offline.lipschitz`).
+
 Shape legend: B batch, K candidates, H action chunk, A action dimension, E critic ensemble,
 C heads asked for, N hidden units, F features.
 """
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offline.linear import linear
+from offline.lipschitz import constrain, tighten
 from offline.nets import some
 
 Dtype = Literal["float32", "bfloat16"]
@@ -45,6 +48,8 @@ class StackedHeads(nn.Module):
             without gradient never use it: it resolves .25 at |Q| = 40, more than candidates differ
             by. Ten heads of 3 x 256 took 16.4 ms instead of 21.3 for forward and backward of a
             batch of 256, on a CPU with AVX512-BF16.
+        bound: largest singular value of every layer, kept by `tighten`; there is no LayerNorm
+            then, and the first layer is one matrix (E, N, F + H * A). See `offline.lipschitz`.
     """
 
     def __init__(
@@ -54,9 +59,10 @@ class StackedHeads(nn.Module):
         hidden: Sequence[int] = (256, 256),
         ensemble: int = 2,
         dtype: Dtype = "float32",
+        bound: float | None = None,
     ) -> None:
         super().__init__()
-        self.ensemble, self.dtype = ensemble, dtype
+        self.ensemble, self.dtype, self.bound, self.action = ensemble, dtype, bound, action
 
         def uniform(*shape: int, inputs: int) -> nn.Parameter:
             bound = 1 / math.sqrt(inputs)  # as nn.Linear
@@ -64,13 +70,40 @@ class StackedHeads(nn.Module):
 
         both = features + action  # as one nn.Linear over both
         first, sizes = ensemble * hidden[0], list(pairwise((*hidden, 1)))
-        self.obs_weight = uniform(first, features, inputs=both)
-        self.obs_bias = uniform(first, inputs=both)
-        self.act_weight = uniform(ensemble, hidden[0], action, inputs=both)
+        normed: Sequence[int] = hidden
+        if bound is None:
+            self.obs_weight = uniform(first, features, inputs=both)
+            self.obs_bias = uniform(first, inputs=both)
+            self.act_weight = uniform(ensemble, hidden[0], action, inputs=both)
+        else:
+            normed = ()
+            self.first = uniform(ensemble, hidden[0], both, inputs=both)
+            self.obs_bias = uniform(first, inputs=both)
         self.weights = nn.ParameterList(uniform(ensemble, b, a, inputs=a) for a, b in sizes)
         self.biases = nn.ParameterList(uniform(ensemble, b, inputs=a) for a, b in sizes)
-        self.scales = nn.ParameterList(torch.ones(ensemble, size) for size in hidden)
-        self.shifts = nn.ParameterList(torch.zeros(ensemble, size) for size in hidden)
+        self.scales = nn.ParameterList(torch.ones(ensemble, size) for size in normed)
+        self.shifts = nn.ParameterList(torch.zeros(ensemble, size) for size in normed)
+        if bound is not None:
+            constrain(self, "first", bound)
+            for i in range(len(sizes)):
+                constrain(self.weights, str(i), bound)
+
+    def first_layer(self) -> tuple[Tensor, Tensor]:
+        """The first layer's two parts: of the state (E, N, F) and of the action (E, N, H * A)."""
+        if self.bound is None:
+            return self.obs_weight.unflatten(0, (self.ensemble, -1)), self.act_weight
+        first = self.first
+        return first[..., : -self.action], first[..., -self.action :]
+
+    def matrices(self) -> list[Tensor]:
+        """Every layer's weights, (E, outputs, inputs); the first one's parts side by side."""
+        first = torch.cat(self.first_layer(), dim=-1) if self.bound is None else self.first
+        return [first, *self.weights]
+
+    def tighten(self) -> None:
+        """Where there is a bound, bring every layer back within it; once after each step."""
+        if self.bound is not None:
+            tighten(self)
 
     def project(self, features: Tensor, which: Tensor | None = None) -> Tensor:
         """(B, F) -> (B, C * N), the state's part of each head's first layer.
@@ -78,7 +111,7 @@ class StackedHeads(nn.Module):
         Args:
             which: (C,) indices of heads; None is all E, in order.
         """
-        weight, bias = self.obs_weight, self.obs_bias
+        weight, bias = self.first_layer()[0].flatten(0, 1), self.obs_bias
         if which is not None:
             weight, bias = some(weight, bias, which, self.ensemble)
         return linear(features, weight, bias)
@@ -101,7 +134,7 @@ class StackedHeads(nn.Module):
             # the gradient of each p[e] would be as large as that of all heads together
             return p.unbind() if whole else p
 
-        act_weight = by_head(self.act_weight)
+        act_weight = by_head(self.first_layer()[1])
         layers = [[by_head(p) for p in layer] for layer in self._layers(low)]
         rows, states, scores = act.flatten(0, 1), state.unbind(1), []
         for i, e in enumerate(range(self.ensemble) if which is None else which.tolist()):
@@ -114,8 +147,10 @@ class StackedHeads(nn.Module):
                     .add_(states[i][:, None])
                 )
                 x = x.flatten(0, 1)
-            for weight, bias, scale, shift in layers:
-                x = F.relu_(F.layer_norm(x, x.shape[-1:], scale[e], shift[e]))
+            for weight, bias, *norm in layers:
+                if norm:
+                    x = F.layer_norm(x, x.shape[-1:], norm[0][e], norm[1][e])
+                x = F.relu_(x)
                 if weight[e].dtype == x.dtype:
                     x = linear(x, weight[e], bias[e])
                 else:
@@ -129,24 +164,29 @@ class StackedHeads(nn.Module):
         def of(p: Tensor) -> Tensor:
             return p if which is None else p[which]
 
-        x = torch.matmul(act.flatten(0, 1), of(self.act_weight).mT).unflatten(1, act.shape[:2])
+        x = torch.matmul(act.flatten(0, 1), of(self.first_layer()[1]).mT).unflatten(
+            1, act.shape[:2]
+        )
         x = (x + state.transpose(0, 1)[:, :, None]).flatten(1, 2)
         for layer in self._layers(self._low_precision()):
-            weight, bias, scale, shift = (of(p) for p in layer)
-            x = F.layer_norm(x, x.shape[-1:])
-            x = F.relu_(torch.addcmul(shift[:, None], x, scale[:, None]))
+            weight, bias, *norm = (of(p) for p in layer)
+            if norm:
+                scale, shift = norm
+                x = torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:]), scale[:, None])
+            x = F.relu_(x)
             if weight.dtype == x.dtype:
                 x = torch.baddbmm(bias[:, None], x, weight.mT)
             else:
                 x = torch.bmm(x.to(weight.dtype), weight.mT).to(x.dtype).add_(bias[:, None])
         return x.view(-1, *act.shape[:2])
 
-    def _layers(self, low: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Weight and bias of every later layer, with scale and shift of the LayerNorm before it."""
+    def _layers(self, low: bool) -> list[tuple[Tensor, ...]]:
+        """Weight and bias of every later layer; scale and shift of the LayerNorm before it."""
         weights = list(self.weights)
         if low:
             weights[:-1] = [weight.to(torch.bfloat16) for weight in weights[:-1]]
-        return list(zip(weights, self.biases, self.scales, self.shifts, strict=True))
+        norms = () if self.bound is not None else (self.scales, self.shifts)
+        return list(zip(weights, self.biases, *norms, strict=True))
 
     def _low_precision(self) -> bool:
         return self.dtype == "bfloat16" and self.training and torch.is_grad_enabled()

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SMALL = 2**21  # multiplications from which on oneDNN is faster, measured
@@ -26,7 +25,7 @@ except AttributeError:  # a build of PyTorch without oneDNN
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, as `torch.nn.functional.linear`; gradients of gradients are not supported.
+    """x W^T + b, as `torch.nn.functional.linear`.
 
     Args:
         x: (..., inputs).
@@ -74,13 +73,17 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         flat = grad.flatten(0, -2)
         return (
-            _product(grad, weight.t()) if need_x else None,
-            _product(flat.t(), x.flatten(0, -2).t()) if need_weight else None,
+            _differentiable(grad, weight.t()) if need_x else None,
+            _differentiable(flat.t(), x.flatten(0, -2).t()) if need_weight else None,
             flat.sum(0) if need_bias else None,
         )
+
+
+def _differentiable(x: Tensor, weight: Tensor) -> Tensor:
+    """The product, itself a `_Linear` where a gradient's gradient is asked for (create_graph)."""
+    return _Linear.apply(x, weight, None) if torch.is_grad_enabled() else _product(x, weight)

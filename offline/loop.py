@@ -4,14 +4,13 @@
     one of the policy -> next step
 
 Experience goes into the replay; batches come from the mixture, which holds the replay beside the
-dataset. The loop knows neither where environments come from nor what the agent is.
+dataset and what a world model imagines. The loop knows neither where environments come from nor
+what the agent is.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,14 +18,16 @@ import torch
 from torch import Generator, Tensor
 
 from offline.agent import Agent
-from offline.batch import shifted
+from offline.batch import Batch, shifted
 from offline.errors import InputError
+from offline.loop_state import Running, load_loop_state, loop_state
 from offline.mixture import Mixture
 from offline.replay import Replay
 from offline.returns import online_reward
 from offline.rl_config import RLConfig
 
 Log = Callable[[int, dict[str, float]], None]
+Stop = Callable[[], bool]
 
 
 class VectorEnv(Protocol):
@@ -39,17 +40,15 @@ class VectorEnv(Protocol):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
 
 
-@dataclass
-class Running:
-    """The episode that one environment is in."""
+class Imagines(Protocol):
+    """A source of the mixture that follows the training; see `offline.imagination`."""
 
-    seed: int
-    actions: list[np.ndarray] = field(default_factory=list)
-    """Executed so far, in the environment's units."""
-    queue: deque[np.ndarray] = field(default_factory=deque)
-    """Rest of the chunk decided on, in the environment's units."""
-    returned: float = 0.0
-    """The environment's own rewards so far."""
+    def advance(self, step: int) -> dict[str, float]:
+        """Called before the updates of a step; numbers to log, if there is something new."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Loop:
@@ -63,6 +62,7 @@ class Loop:
         config: rates and sizes.
         layouts: number of an episode -> seed of its reset.
         device: where the agent learns; batches are moved there.
+        imagination: imagines more to learn from; one of the mixture's sources.
     """
 
     def __init__(
@@ -75,32 +75,36 @@ class Loop:
         *,
         layouts: Callable[[int], int],
         device: str = "cpu",
+        imagination: Imagines | None = None,
     ) -> None:
         self.agent, self.envs, self.mixture = agent, envs, mixture
+        self.imagination = imagination
         self.replay, self.config, self.layouts = replay, config, layouts
         self.step = self.updates = self.episodes = self.successes = 0
         """Environment steps, critic updates, episodes and successes so far."""
+        self.learnt = 0
+        """Of the critic updates, those of `learn`."""
         self._act = Generator().manual_seed(config.seed + 10)
         self._draw = Generator().manual_seed(config.seed + 11)
         self._learn, self._device = Generator(device).manual_seed(config.seed + 12), device
         self._due = self._policy_due = 0.0
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._imagined: dict[str, float] = {}  # news of the imagination
         self._ended: list[tuple[float, bool, int]] = []  # return, success, length
         self._running: list[Running] = []
         self._obs: dict[str, np.ndarray] = {}
 
-    def run(
-        self,
-        until: int,
-        *,
-        log: Log | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> None:
+    @property
+    def progress(self) -> int:
+        """Environment steps, and the updates made without any, which come first."""
+        return self.learnt + self.step
+
+    def run(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
         """Go on until `until` environment steps are done, or `stop` says so.
 
         Args:
             until: total of steps, over all environments and earlier calls.
-            log: called with the step and its metrics, every `log_every` steps.
+            log: called with `progress` and the metrics since, every `log_every` steps.
             stop: asked at every step.
 
         Raises:
@@ -114,7 +118,25 @@ class Loop:
             self._interact()
             self._update(count)
             if log and self.step // every > before // every:
-                log(self.step, self._take_metrics())
+                log(self.progress, self._take_metrics())
+
+    def learn(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
+        """Update critic and policy once each, without an environment step, `until` times in all.
+
+        Args:
+            until: total of updates, over all calls; to the imagination each is a step.
+            log: called with the updates so far and their metrics, every `log_every` of them.
+            stop: asked before every update.
+
+        Raises:
+            InputError: there is nothing to learn from, or training diverged.
+        """
+        while self.learnt < until and not (stop and stop()):
+            self._imagine()
+            self._add(self.agent.update_policy(self._update_critic(), self._learn))
+            self.learnt += 1
+            if log and self.learnt % self.config.log_every == 0:
+                log(self.learnt, self._take_metrics())
 
     # -- acting
 
@@ -208,19 +230,31 @@ class Loop:
     def _update(self, steps: int) -> None:
         """The updates that `steps` environment steps call for."""
         config = self.config
-        if self.step <= max(config.update_after, config.start_steps) or not len(self.mixture):
+        if self.step <= max(config.update_after, config.start_steps):
+            return
+        self._imagine()
+        if not len(self.mixture):
             return
         self._due += steps * config.utd
         while self._due >= 1 - 1e-9:
             self._due -= 1
-            batch = self.mixture.sample(config.batch_size, self._draw)
-            batch = shifted(batch, config.random_shift, self._draw).to(self._device)
-            self._add(self.agent.update_critic(batch, self._learn))
-            self.updates += 1
-            self._policy_due += 1 / max(config.utd, 1.0)
+            batch = self._update_critic()
+            self._policy_due += min(config.policy_utd / config.utd, 1.0)
             if self._policy_due >= 1 - 1e-9:
                 self._policy_due -= 1
                 self._add(self.agent.update_policy(batch, self._learn))
+
+    def _update_critic(self) -> Batch:
+        """One update, with a fresh batch, which is returned."""
+        batch = self.mixture.sample(self.config.batch_size, self._draw)
+        batch = shifted(batch, self.config.random_shift, self._draw).to(self._device)
+        self._add(self.agent.update_critic(batch, self._learn))
+        self.updates += 1
+        return batch
+
+    def _imagine(self) -> None:
+        if self.imagination is not None:
+            self._imagined |= self.imagination.advance(self.progress)
 
     def _add(self, metrics: Mapping[str, Tensor]) -> None:
         for key, number in metrics.items():
@@ -228,7 +262,7 @@ class Loop:
             self._sums[key] = (total + number.detach(), count + 1)
 
     def _take_metrics(self) -> dict[str, float]:
-        """Means since the last call."""
+        """Means since the last call, and the newest of the imagination's numbers."""
         metrics = {key: float(total) / count for key, (total, count) in self._sums.items()}
         wrong = [key for key, value in metrics.items() if not np.isfinite(value)]
         if wrong:
@@ -241,36 +275,17 @@ class Loop:
             metrics["train/return"] = float(np.mean(returns))
             metrics["train/success"] = float(np.mean(successes))
             metrics["train/length"] = float(np.mean(lengths))
+        metrics |= self._imagined
         metrics["train/episodes"] = float(self.episodes)
         metrics["train/updates"] = float(self.updates)
-        self._sums, self._ended = {}, []
+        self._sums, self._ended, self._imagined = {}, [], {}
         return metrics
 
     # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `run` goes on from, environments included: a running episode is its
-        seed and its actions."""
-        return {
-            "agent": self.agent.state_dict(),
-            "replay": self.replay.state_dict(),
-            "counts": [self.step, self.updates, self.episodes, self.successes],
-            "started": self._started if self._running else 0,
-            "due": [self._due, self._policy_due],
-            "generators": [g.get_state() for g in (self._act, self._draw, self._learn)],
-            "sums": {key: [total, count] for key, (total, count) in self._sums.items()},
-            "ended": [list(entry) for entry in self._ended],
-            "obs": {key: torch.from_numpy(values.copy()) for key, values in self._obs.items()},
-            "running": [
-                {
-                    "seed": running.seed,
-                    "actions": _stacked(running.actions),
-                    "queue": _stacked(running.queue),
-                    "returned": running.returned,
-                }
-                for running in self._running
-            ],
-        }
+        """Everything that `run` and `learn` go on from; see `loop_state`."""
+        return loop_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
         """Take on what `state_dict` returned; running episodes are played again.
@@ -279,83 +294,4 @@ class Loop:
             Environments whose episode came out differently (a simulator that its seed does not
             fix): those episodes are given up and new ones begun.
         """
-        self.replay.load_state_dict(state["replay"])
-        self.step, self.updates, self.episodes, self.successes = state["counts"]
-        self._started = state["started"]
-        self._due, self._policy_due = state["due"]
-        for generator, saved in zip(
-            (self._act, self._draw, self._learn), state["generators"], strict=True
-        ):
-            generator.set_state(saved)
-        self._sums = {key: (total, count) for key, (total, count) in state["sums"].items()}
-        self._ended = [(entry[0], entry[1], entry[2]) for entry in state["ended"]]
-        self._running = [
-            Running(
-                saved["seed"],
-                list(saved["actions"].numpy()),
-                deque(saved["queue"].numpy()),
-                saved["returned"],
-            )
-            for saved in state["running"]
-        ]
-        differing = []
-        if self._running:
-            self._obs = {key: values.numpy() for key, values in state["obs"].items()}
-            differing = self._replay_episodes()
-        # Last, as a policy that is asked again may draw random numbers of its own.
-        self.agent.load_state_dict(state["agent"])
-        return differing
-
-    def _replay_episodes(self) -> list[int]:
-        """Bring the environments to where their episodes stood."""
-        count = self.envs.num_envs
-        longest = max(len(running.actions) for running in self._running)
-        idle = np.zeros((count, self.agent.spec.dim), np.float32)
-        starts = [longest - len(running.actions) for running in self._running]
-        seeds = [running.seed for running in self._running]
-        obs = self._copied(self.envs.reset(seed=seeds)[0])
-        policy, chunk = self.agent.acting(), self.agent.spec.chunk
-        policy.reset()
-        over = np.zeros(count, bool)
-        for t in range(longest):
-            # The shorter an episode, the later it starts; until then its environment idles.
-            mask = over | np.array([start == t and start > 0 for start in starts])
-            if mask.any():
-                obs = self._copied(self.envs.reset(seed=seeds, options={"reset_mask": mask})[0])
-            raw = idle.copy()
-            for i, running in enumerate(self._running):
-                if t >= starts[i]:
-                    raw[i] = running.actions[t - starts[i]]
-            if count == 1 and t % chunk == 0 and self.step - longest + t >= self.config.start_steps:
-                self._recommit(policy, obs, t, chunk)
-            obs, _, terminated, truncated, info = self.envs.step(raw)
-            obs = self._copied(obs)
-            over = np.asarray(terminated) | np.asarray(truncated)
-        differing = [i for i in range(count) if not self._same(obs, i)]
-        if differing:
-            mask = np.isin(np.arange(count), differing)
-            for i in differing:
-                self.replay.cut(i)
-            self._obs = obs
-            self._restart(mask)
-        return differing
-
-    def _recommit(self, policy: Any, obs: dict[str, np.ndarray], t: int, chunk: int) -> None:
-        """Tell a policy with a memory again what it decided at step t of its episode."""
-        running = self._running[0]
-        rest = list(running.actions[t : t + chunk])
-        if len(rest) < chunk:
-            rest += list(running.queue)
-        act = self.agent.spec.normalize(torch.from_numpy(np.stack(rest)))
-        scratch = Generator().manual_seed(0)
-        policy.sample({key: torch.from_numpy(values) for key, values in obs.items()}, 1, scratch)
-        policy.commit(act[None])
-
-    def _same(self, obs: dict[str, np.ndarray], i: int) -> bool:
-        return all(np.array_equal(values[i], self._obs[key][i]) for key, values in obs.items())
-
-
-def _stacked(actions: Any) -> Tensor:
-    """(T, A), also of none."""
-    rows = list(actions)
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, 0)
+        return load_loop_state(self, state)

@@ -100,6 +100,17 @@ class CriticHeads(nn.Module):
         states = projected.chunk(len(heads), dim=-1)
         return torch.stack([h(s, flat) for h, s in zip(heads, states, strict=True)])
 
+    def first_layer(self) -> tuple[Tensor, Tensor]:
+        """The first layer's two parts: of the state (E, N, F) and of the action (E, N, H * A)."""
+        act = torch.stack([head.act_in.weight for head in self.heads])
+        return self.obs_in.weight.unflatten(0, (len(self.heads), -1)), act
+
+    def matrices(self) -> list[Tensor]:
+        """Every layer's weights, (E, outputs, inputs); the first one's parts side by side."""
+        later = zip(*(head.layers for head in self.heads), strict=True)
+        layers = [torch.stack([layer.weight for layer in level]) for level in later]
+        return [torch.cat(self.first_layer(), dim=-1), *layers]
+
 
 def some(weight: Tensor, bias: Tensor, which: Tensor, ensemble: int) -> tuple[Tensor, Tensor]:
     """Of E layers side by side, weight (E * N, F) and bias (E * N,), those in `which` (C,)."""

@@ -88,7 +88,8 @@ class Replay:
         self._arrays = allocate(
             replay_layout(self.slots, spec.dim, self.obs_shapes), folder, memory_limit
         )
-        self._tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+        self.held = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+        """What is known of each slot, by the names of `replay_layout`; to read, not to keep."""
         self._arrays["key"][:] = np.arange(self.slots) - self.slots  # negative: never written
         self._starts = SlotSet(self.slots)  # where transitions start that can be drawn
         # Per lane: position of the newest observation or of the next episode's first, and the
@@ -141,6 +142,7 @@ class Replay:
         else:
             self._open(slot, obs)
         self._arrays["action"][slot], self._arrays["reward"][slot] = action, reward
+        self._arrays["outcome"][slot] = 1 + terminated
         self._steps[lane] += 1
         self._head[lane] = (self._head[lane] + 1) % self._size
         self._open(self._head[lane] * self.lanes + lane, next_obs)
@@ -175,6 +177,7 @@ class Replay:
                 )
             self._arrays[OBS + key][slot] = obs[key]
         self._arrays["key"][slot] += self.slots
+        self._arrays["outcome"][slot] = 0
         self._arrays["mc_return"][slot] = self._arrays["success"][slot] = np.nan
 
     def _require_continued(self, lane: int, slot: int, obs: Mapping[str, np.ndarray]) -> None:
@@ -234,13 +237,13 @@ class Replay:
     def recent(self, count: int) -> Batch:
         """The newest transitions of terminated episodes, the newest first; `count` or fewer."""
         starts = self._starts.members()
-        starts = starts[self._tensors["mc_return"][starts].isfinite()]
-        newest = self._tensors["key"][starts].topk(min(count, len(starts))).indices
+        starts = starts[self.held["mc_return"][starts].isfinite()]
+        newest = self.held["key"][starts].topk(min(count, len(starts))).indices
         return self._take(starts[newest])
 
     def _take(self, slot: Tensor) -> Batch:
         """The transitions that start in these slots (B,)."""
-        held, span = self._tensors, self._tensors["span"].index_select(0, slot)
+        held, span = self.held, self.held["span"].index_select(0, slot)
         steps = torch.minimum(self._ahead, span[:, None] - 1)  # (B, H)
         following = (slot + span * self.lanes) % self.slots
         return Batch(
@@ -262,7 +265,7 @@ class Replay:
         filled = int(written[-1]) + 1 if len(written) else 0
         return {
             "settings": self._settings(),
-            "arrays": {name: tensor[:filled] for name, tensor in self._tensors.items()},
+            "arrays": {name: tensor[:filled] for name, tensor in self.held.items()},
             "starts": self._starts.members(),
             "lanes": [list(self._head), list(self._steps)],
         }
@@ -281,7 +284,7 @@ class Replay:
                 )
         self._arrays["key"][:] = np.arange(self.slots) - self.slots
         for name, tensor in state["arrays"].items():
-            self._tensors[name][: len(tensor)] = tensor
+            self.held[name][: len(tensor)] = tensor
         self._starts.replace(state["starts"])
         self._head, self._steps = (list(numbers) for numbers in state["lanes"])
 

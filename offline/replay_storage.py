@@ -23,6 +23,8 @@ def replay_layout(slots: int, action_dim: int, obs_shapes: Mapping[str, tuple[in
     return {
         # span: steps of the transition that starts here; key: what identifies that transition
         **{name: ((slots,), np.int64) for name in ("span", "key")},
+        # outcome: 0 no step was made here, 1 one was, 2 one that the episode terminated with
+        "outcome": ((slots,), np.uint8),
         # reward: of the step; chunk_reward and discount: of the transition
         **{name: ((slots,), np.float32) for name in floats},
         "action": ((slots, action_dim), np.float32),
@@ -73,6 +75,8 @@ def allocate(layout: Layout, folder: Path | None, memory_limit: int) -> dict[str
         arrays[name] = np.memmap(path, dtype, "w+", shape=shape)
         with contextlib.suppress(OSError):  # Windows keeps it
             path.unlink()
+    with contextlib.suppress(OSError):  # not empty, then
+        folder.rmdir()
     return arrays
 
 

@@ -16,6 +16,8 @@ class RLConfig:
     """Environment steps."""
     utd: float = 1.0
     """Critic updates per environment step; may be below 1."""
+    policy_utd: float = 1.0
+    """Updates of the policy per environment step, at most those of the critic."""
     batch_size: int = 256
     """Transitions per update."""
     offline_fraction: float = 0.5
@@ -106,7 +108,8 @@ class RLConfig:
         for name in ("value_diversity", "lipschitz_weight"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in (
-            "utd", "reward_scale", "lr", "memory_gb", "lipschitz_bound", "lipschitz_radius",
+            "utd", "policy_utd", "reward_scale", "lr", "memory_gb", "lipschitz_bound",
+            "lipschitz_radius",
         ):  # fmt: skip
             require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("offline_fraction", "imagined_fraction"):

@@ -112,7 +112,8 @@ class TDCritic:
         value: the critic to train, in training mode.
         lr: of Adam.
         target_rate: the target's step towards the critic after every update.
-        penalty: added to the loss, with metrics of its own: (critic, batch, generator) -> scalar.
+        penalty: added to the loss, with metrics of its own: (critic, batch, generator) -> scalar;
+            see `offline.penalties`.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class TDCritic:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.value.tighten()  # before the target, which stays within the bound as an average
         track(self.target, self.value, self.target_rate)
         with torch.no_grad():
             return metrics | {

@@ -42,9 +42,11 @@ class ValueFunction(nn.Module):
         image_encoder: network for image observations.
         heads: "separate" modules, or "stacked" parameters, which `critic_dtype` needs.
         critic_dtype: arithmetic of the stacked heads while learning.
+        lipschitz_bound: largest singular value of every layer of the stacked heads, which then
+            have no LayerNorm; see `offline.lipschitz`. None leaves them free.
 
     Raises:
-        SpecError: bfloat16 with separate heads.
+        SpecError: bfloat16 or a bound with separate heads.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ValueFunction(nn.Module):
         image_encoder: ImageEncoderName = "small",
         heads: Literal["separate", "stacked"] = "separate",
         critic_dtype: Dtype = "float32",
+        lipschitz_bound: float | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.env, self.meta = spec, env, dict(meta or {})
@@ -69,20 +72,26 @@ class ValueFunction(nn.Module):
             "image_encoder": image_encoder,
             "heads": heads,
             "critic_dtype": critic_dtype,
+            "lipschitz_bound": lipschitz_bound,
         }
         self.ensemble = ensemble
         self.encoder = ObsEncoder(self.obs_shapes, image_encoder)
         sizes = (self.encoder.dim, spec.chunk * spec.dim, hidden, ensemble)
         self.heads: CriticHeads | StackedHeads
         if heads == "stacked":
-            self.heads = StackedHeads(*sizes, critic_dtype)
-        elif critic_dtype == "float32":
-            self.heads = CriticHeads(*sizes)
-        else:
+            self.heads = StackedHeads(*sizes, critic_dtype, lipschitz_bound)
+        elif critic_dtype != "float32":
             raise SpecError(
                 f'separate heads learn in float32, received critic_dtype="{critic_dtype}": pass '
                 'heads="stacked" with it'
             )
+        elif lipschitz_bound is not None:
+            raise SpecError(
+                f"separate heads have no Lipschitz bound, received {lipschitz_bound}: pass "
+                'heads="stacked" with it'
+            )
+        else:
+            self.heads = CriticHeads(*sizes)
 
     def encode(self, obs: Obs, which: Tensor | None = None) -> Tensor:
         """(B, F): images, numbers and instruction, through the state's part of the first layer.
@@ -114,6 +123,11 @@ class ValueFunction(nn.Module):
     def forward(self, obs: Obs, act: Tensor) -> Tensor:
         """(B, K, H, A), normalised by `spec` -> (E, B, K)."""
         return self.score(self.encode(obs), act)
+
+    def tighten(self) -> None:
+        """Bring heads with a Lipschitz bound back within it; to be called after every step."""
+        if isinstance(self.heads, StackedHeads):
+            self.heads.tighten()
 
     def require_env(self, name: str, *, allow_other: bool = False) -> None:
         """Check that the critic was trained for the environment `name`.

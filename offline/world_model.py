@@ -9,7 +9,7 @@ Shape legend: N rows, D state dimensions, A action dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -73,6 +73,10 @@ class Steps:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def take(self, rows: Tensor) -> Steps:
+        """Those of these rows (R,)."""
+        return Steps(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 @dataclass(frozen=True)

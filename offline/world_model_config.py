@@ -32,7 +32,7 @@ class WorldModelConfig:
     """Transitions per update of each model."""
     model_every: int = 250
     """Steps between trainings of the models."""
-    model_updates: int = 2_000
+    model_updates: int = 1_000
     """Most updates of one training; it ends earlier when held-out data is predicted no better."""
     model_patience: int = 5
     """Epochs without improvement on held-out data before a training ends."""

@@ -36,6 +36,7 @@ def make_env(
     max_steps: int | None = None,
     image_keys: dict[str, int] | None = None,
     render_size: int = 256,
+    distractors: int = 0,
 ) -> SimulatedEnv:
     """Make an environment whose observations are dictionaries and whose seed fixes the layout.
 
@@ -49,6 +50,8 @@ def make_env(
         image_keys: cameras to add to each observation: key -> size, such as {"image": 64} for
             (64, 64, 3) uint8.
         render_size: height and width of what `render` returns.
+        distractors: numbers to add to each observation that have nothing to do with the task, as
+            "distractors"; see `robots.distractors`.
 
     Returns:
         An environment with `name`, `action_spec`, `max_steps`, `language`, `has_success`.
@@ -57,17 +60,19 @@ def make_env(
         "observation", "achieved_goal", "desired_goal"), or give "state" where they have a vector.
 
     Raises:
-        InputError: an unknown name, a library that is not installed, or an environment without
-            continuous actions.
+        InputError: an unknown name, a library that is not installed, an environment without
+            continuous actions, or distractors below 0.
     """
     check_env_name(name)
     if max_steps is not None and max_steps < 1:
         raise InputError(f"an episode has at least 1 step, max_steps is {max_steps}")
+    from robots.distractors import Distracted
     from robots.simulated_env import SimulatedEnv
 
+    simulator = _simulator(name)
     return SimulatedEnv(
         name,
-        _simulator(name),
+        Distracted(name, simulator, distractors) if distractors else simulator,
         max_steps=max_steps,
         image_keys=image_keys,
         render_size=render_size,

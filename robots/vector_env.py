@@ -17,6 +17,7 @@ def make_vector_env(
     max_steps: int | None = None,
     image_keys: dict[str, int] | None = None,
     asynchronous: bool = False,
+    distractors: int = 0,
 ) -> VectorEnv:
     """`num_envs` environments without autoreset: whoever steps them decides when episodes end.
 
@@ -40,16 +41,21 @@ def make_vector_env(
         asynchronous: one process each, instead of one after the other in this one. Pays where a
             core per environment is idle. A script that asks for images too must guard its own
             start by `if __name__ == "__main__"`.
+        distractors: as for `make_env`.
 
     Raises:
         InputError: as `make_env`, or fewer than one environment.
     """
     if num_envs < 1:
         raise InputError(f"a vector environment has at least 1 environment, not {num_envs}")
-    one = partial(make_env, name, max_steps=max_steps, image_keys=image_keys)
+    one = partial(
+        make_env, name, max_steps=max_steps, image_keys=image_keys, distractors=distractors
+    )
     if not asynchronous:
         return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    make_env(name, max_steps=max_steps).close()  # what is wrong is said here, in one line
+    make_env(
+        name, max_steps=max_steps, distractors=distractors
+    ).close()  # what is wrong is said here, in one line
     return AsyncVectorEnv(
         [one] * num_envs,
         autoreset_mode=AutoresetMode.DISABLED,

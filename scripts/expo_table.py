@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from scripts.results_table import Table, write_readme
+from scripts.training_runs import claimed, evaluations, finish
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "expo_learning.csv"
 COLUMNS = (
@@ -48,6 +48,7 @@ COMMON: dict[str, Any] = {
     "utd": 1.0,
     "n_step": 8,
     "target_rate": 0.02,
+    "base_filter": "success",
     "action_chunk": 4,
     "features": 256,
     "value_ensemble": 5,
@@ -113,7 +114,7 @@ def options_of(cell: Cell, arm: str, over: dict[str, Any]) -> dict[str, Any]:
     return options | {"env": cell.env, "data": str(cell.demos()), "seed": cell.seed}
 
 
-def finish(
+def curve_of(
     cell: Cell,
     arm: str,
     threads: int,
@@ -130,47 +131,26 @@ def finish(
         over: settings that win over the arm's.
         name: of the run's folder, default the arm's.
     """
-    import torch
-
-    from genpol.commands import train
     from genpol.stats import wilson
 
-    torch.set_num_threads(threads)
     folder = cell.folder / (name or arm)
-    options = options_of(cell, arm, over or {})
-    if not (folder / "summary.json").exists():
-        if any((folder / "checkpoints").glob("step-*")):
-            train.run(train.Train(resume=folder))
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            train.run(train.Train(output=folder, **options))
+    with claimed(cell.folder / "clone", wait=True):  # demonstrations and clone are made once
+        options = options_of(cell, arm, over or {})
+    finish(folder, options, threads)
     flags = {k: v for k, v in options.items() if k not in ("env", "data", "base", "seed", "wandb")}
     rows = []
-    for step, found in evaluations(folder):
+    for found in evaluations(folder):
         count = COMMON["eval_episodes"]
         low, high = wilson(round(found["eval/success"] * count), count)
         rows.append(
             {
-                "task": cell.task, "arm": arm, "seed": cell.seed, "step": step,
+                "task": cell.task, "arm": arm, "seed": cell.seed, "step": found["step"],
                 "episodes": count, "success": found["eval/success"], "low": low, "high": high,
                 "return": found["eval/return"], "cpu_seconds": found["time/cpu_seconds"],
                 "flags": json.dumps(flags, sort_keys=True),
             }
         )  # fmt: skip
     return rows
-
-
-def evaluations(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of each evaluation in a run's metrics.csv."""
-    import csv
-
-    wanted = ("eval/success", "eval/return", "time/cpu_seconds")
-    with open(folder / "metrics.csv", newline="") as file:
-        return [
-            (int(row["step"]), {key: float(row[key]) for key in wanted})
-            for row in csv.DictReader(file)
-            if row.get("eval/success")
-        ]
 
 
 def planned(options: argparse.Namespace) -> Iterable[tuple[str, str, int]]:
@@ -191,8 +171,12 @@ def fill(options: argparse.Namespace) -> None:
         chosen = task in options.tasks and arm in options.arms and seed in options.seeds
         if not chosen or table.has(task=task, arm=arm, seed=seed):
             continue
-        rows = finish(Cell(task, seed, options.work), arm, options.threads)
-        table.add(*rows)
+        cell = Cell(task, seed, options.work)
+        with claimed(cell.folder / arm) as mine:
+            if not mine or table.has(task=task, arm=arm, seed=seed):
+                continue
+            rows = curve_of(cell, arm, options.threads)
+            table.add(*rows)
         reached = steps_to_level([(r["step"], r["success"]) for r in rows])
         print(f"{task} {arm} seed {seed}: {reached} steps to {LEVEL:.0%}", flush=True)
 

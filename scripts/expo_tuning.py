@@ -22,6 +22,7 @@ import numpy as np
 
 from scripts import expo_table
 from scripts.results_table import Table
+from scripts.training_runs import claimed
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "expo_tuning.csv"
 COLUMNS = ("stage", "arm", "setting", "seed", "mean_success", "final_success", "cpu_seconds")
@@ -84,22 +85,25 @@ def fill(options: argparse.Namespace) -> None:
         chosen = arm in options.arms and seed in options.seeds
         if not chosen or table.has(stage=options.stage, arm=arm, setting=text, seed=seed):
             continue
-        cell = expo_table.Cell(TASK, seed, options.work)
-        rows = expo_table.finish(
-            cell, arm, options.threads, over=settings | {"steps": STEPS}, name=_name(arm, settings)
-        )
-        successes = [row["success"] for row in rows if row["step"]]
-        table.add(
-            {
-                "stage": options.stage,
-                "arm": arm,
-                "setting": text,
-                "seed": seed,
-                "mean_success": float(np.mean(successes)),
-                "final_success": float(np.mean(successes[-2:])),
-                "cpu_seconds": rows[-1]["cpu_seconds"],
-            }
-        )
+        cell, name = expo_table.Cell(TASK, seed, options.work), _name(arm, settings)
+        with claimed(cell.folder / name) as mine:
+            if not mine or table.has(stage=options.stage, arm=arm, setting=text, seed=seed):
+                continue
+            rows = expo_table.curve_of(
+                cell, arm, options.threads, over=settings | {"steps": STEPS}, name=name
+            )
+            successes = [row["success"] for row in rows if row["step"]]
+            table.add(
+                {
+                    "stage": options.stage,
+                    "arm": arm,
+                    "setting": text,
+                    "seed": seed,
+                    "mean_success": float(np.mean(successes)),
+                    "final_success": float(np.mean(successes[-2:])),
+                    "cpu_seconds": rows[-1]["cpu_seconds"],
+                }
+            )
         print(f"{arm} {text} seed {seed}: {np.mean(successes):.2f}", flush=True)
 
 

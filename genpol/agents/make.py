@@ -18,10 +18,12 @@ from genpol.train_config import TrainConfig
 from offline.agent import Agent
 from offline.errors import InputError
 from offline.normalizer import ObsStats
+from offline.penalties import lipschitz_bound, penalties
 from offline.sac import SAC
 from offline.spec import ActionSpec
 from offline.types import Policy
 from offline.value import ValueFunction
+from offline.world_model import WorldModel
 
 __all__ = ["make_agent", "make_base", "make_value", "pretrain"]
 
@@ -39,6 +41,7 @@ def make_value(
         image_encoder=config.image_encoder,
         heads="stacked",
         critic_dtype=config.critic_dtype,
+        lipschitz_bound=lipschitz_bound(config),
     )
 
 
@@ -74,6 +77,7 @@ def make_agent(
     offline_rows: int = 0,
     replay_slots: int = 0,
     device: str = "cpu",
+    model: WorldModel | None = None,
 ) -> Agent:
     """The agent `config.agent`; the same seed gives the same weights.
 
@@ -89,6 +93,7 @@ def make_agent(
         offline_rows, replay_slots: sizes of the dataset and of the replay, for caches by
             transition.
         device: where it learns.
+        model: what acting looks ahead with, see --search-depth.
 
     Raises:
         InputError: the agent cannot use such a base, or has to start from one.
@@ -116,6 +121,8 @@ def make_agent(
                 target_base=target_base,
                 offline_rows=offline_rows,
                 replay_slots=replay_slots,
+                penalty=penalties(config),
+                model=model,
             )
         if not isinstance(base, ChunkPolicy):
             raise InputError(
@@ -141,4 +148,5 @@ def _gaussian(config: TrainConfig, value: ValueFunction) -> SAC:
         target_entropy=config.target_entropy,
         entropy_backup=plain or config.entropy_backup,
         pool="min" if plain else "mean",
+        penalty=penalties(config),
     )

@@ -8,12 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genpol.train_config import FAITHFUL, TrainConfig
+from genpol.train_config import FAITHFUL, TrainConfig, usual
 
 if TYPE_CHECKING:
-    from genpol.commands.train_inputs import Inputs
-    from genpol.train_session import Clock, Session
-    from offline.loop import Loop
+    from genpol.train_session import Clock
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -41,6 +39,8 @@ class Train(TrainConfig):
     """"faithful": settings of EXPO's released code; options given beside it win."""
     max_steps: int | None = None
     """Time limit of an episode; default the environment's."""
+    distractors: int = 0
+    """State dimensions added to the observations that neither depend on actions nor matter."""
     videos: int = 0
     """Evaluation episodes filmed before training and at the end."""
     trust: bool = False
@@ -56,11 +56,26 @@ class Train(TrainConfig):
 
 
 def defaults(words: Sequence[str]) -> Train:
-    """What the options are when they are not given: those of --preset, if that is given."""
-    for name, settings in PRESETS.items():
-        if ("--preset", name) in pairwise(words) or f"--preset={name}" in words:
-            return replace(Train(), preset=name, **settings)
-    return Train()
+    """What the options are when they are not given: those of --preset, if that is given, and what
+    is usual for --agent and --world-model."""
+    plain = Train()
+    preset = _said(words, "--preset", plain.preset)
+    settings = usual(
+        _said(words, "--agent", plain.agent), _said(words, "--world-model", plain.world_model)
+    )
+    if preset in PRESETS:
+        settings |= {"preset": preset} | PRESETS[preset]
+    return replace(plain, **settings)
+
+
+def _said(words: Sequence[str], option: str, default: str) -> Any:
+    """The word after an option, or after its equals sign."""
+    for before, word in pairwise(("", *words)):
+        if before == option:
+            return word
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return default
 
 
 def run(config: Train) -> None:
@@ -116,8 +131,23 @@ def check(config: Train) -> None:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
     if config.videos < 0:
         raise InputError(f"--videos must be at least 0, received {config.videos}")
-    if config.imagined_fraction:
-        raise InputError("--imagined-fraction needs a world model, and there is none yet: drop it")
+    if config.distractors < 0:
+        raise InputError(f"--distractors must be at least 0, received {config.distractors}")
+    modelled = config.world_model != "none"
+    for name in ("imagined_fraction", "search_depth"):
+        if not modelled and getattr(config, name) != getattr(TrainConfig, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} {getattr(config, name)} needs a --world-model: name one")
+    if modelled and not config.imagined_fraction and config.search_depth == 1:
+        raise InputError(
+            f"--world-model {config.world_model} would be trained and never used: "
+            "--imagined-fraction is 0"
+        )
+    if config.search_depth > 1 and config.agent not in ("expo", "bestofn"):
+        raise InputError(
+            f"--search-depth looks ahead over candidates, and --agent {config.agent} has none: "
+            "use expo or bestofn"
+        )
     if config.agent == "sac" and config.data:
         raise InputError("--agent sac learns without data: drop --data, or use --agent rlpd")
     if config.agent in ("sac", "rlpd") and config.base:
@@ -132,6 +162,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
     from tqdm import tqdm
 
     from genpol.commands.train_inputs import load_inputs
+    from genpol.commands.train_wiring import make_loop, make_session
     from genpol.interrupts import InterruptGuard
     from genpol.run import Run
     from genpol.train_report import write_page
@@ -146,7 +177,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
             "it, or start a new run"
         )
     envs = inputs.make_envs()
-    loop = build(config, inputs, envs)
+    loop = make_loop(config, inputs, envs)
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     document |= {"env": inputs.env, "data_fingerprint": inputs.fingerprint}
     with (
@@ -154,7 +185,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
             config.output, document, command="train", wandb=config.wandb, resume=bool(stored)
         ) as folder,
         InterruptGuard() as guard,
-        tqdm(total=config.steps, unit="step", smoothing=0.05) as bar,
+        tqdm(total=config.offline_updates + config.steps, unit="step", smoothing=0.05) as bar,
     ):
         if stored:  # a later bare --resume goes on with these
             folder.amend({name: document[name] for name in CHANGEABLE})
@@ -163,10 +194,12 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
         if stored and getattr(inputs.data, "streamed", False) and not session.sources:
             session.say("note: --data is streamed, so other batches come than without the stop")
         if session.complete:
-            bar.write(f"{config.output} has already run {loop.step} steps; raise --steps to go on")
+            bar.write(
+                f"{config.output} has already run {loop.progress} steps; raise --steps to go on"
+            )
             if (folder.folder / "summary.json").exists():
                 return {}
-        bar.update(loop.step - bar.n)
+        bar.update(loop.progress - bar.n)
         try:
             done = session.go_on(lambda: guard.stop)
         except InputError as error:
@@ -178,103 +211,11 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
             summary = session.finish()
             write_page(config.output)
     if not done:
-        where = f"after step {loop.step}" if session.saved >= 0 else "while pretraining"
+        where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
         print(f"stopped {where}; go on with --resume {config.output}")
         return {}
     tell(config, summary)
     return summary
-
-
-def build(config: Train, inputs: Inputs, envs: Any) -> Loop:
-    """Agent, replay, batches and environments, joined."""
-    from genpol.agents.make import make_agent
-    from genpol.device import pick_device
-    from offline.loop import Loop
-    from offline.mixture import Mixture, Share
-    from offline.replay import Replay
-    from robots.envs import layout_seed
-
-    data, device = inputs.data, pick_device(config.device)
-    replay = Replay(
-        config.replay_capacity,
-        config.action_chunk,
-        inputs.spec,
-        inputs.obs_shapes,
-        config.discount,
-        n_step=config.n_step,
-        lanes=config.num_envs,
-        folder=config.output / "replay",
-        memory_limit=int(config.memory_gb * 2**30),
-    )
-    agent = make_agent(
-        config,
-        spec=inputs.spec,
-        obs_shapes=inputs.obs_shapes,
-        obs_stats=inputs.obs_stats,
-        env=inputs.env,
-        base=inputs.base,
-        target_base=inputs.target_base,
-        value=inputs.value,
-        offline_rows=0 if data is None else len(data),
-        replay_slots=replay.slots,
-        device=device,
-    )
-    shares = [Share("online", replay, 1.0)]
-    if data is not None:
-        shares = [
-            Share("offline", data, config.offline_fraction),
-            Share("online", replay, 1 - config.offline_fraction, key_offset=len(data)),
-        ]
-    return Loop(
-        agent,
-        envs,
-        Mixture(shares),
-        replay,
-        config,
-        layouts=lambda episode: layout_seed("train", config.seed, episode),
-        device=device,
-    )
-
-
-def make_session(
-    config: Train, inputs: Inputs, loop: Loop, folder: Any, clock: Clock, bar: Any
-) -> Session:
-    """The run's session, with its evaluation layouts."""
-    from genpol.agents.make import pretrain
-    from genpol.device import pick_device
-    from genpol.train_evaluation import Evaluator
-    from genpol.train_session import Session
-    from robots.envs import layout_seed
-
-    data = inputs.data
-    evaluator = Evaluator(
-        inputs.make_env,
-        [layout_seed("evaluate", config.seed, i) for i in range(config.eval_episodes)],
-        noise_seed=config.seed,
-        has_success=inputs.has_success,
-        beside=inputs.beside,
-    )
-    return Session(
-        loop,
-        folder,
-        config,
-        evaluator,
-        clock=clock,
-        pretrain=None
-        if data is None
-        else lambda log, stop: pretrain(
-            loop.agent,
-            data,
-            config,
-            log,
-            stop,
-            clone=inputs.base is None,
-            device=pick_device(config.device),
-        ),
-        videos=config.videos,
-        sources={"data": data} if hasattr(data, "state_dict") else {},
-        bar=bar,
-    )
 
 
 def tell(config: Train, summary: dict[str, float]) -> None:

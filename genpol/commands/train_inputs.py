@@ -79,6 +79,7 @@ def load_inputs(config: Train) -> Inputs:
     Raises:
         InputError: one of them is missing, faulty, or does not fit the others.
     """
+    from genpol.commands.train_starts import load_base, load_value
     from offline.errors import InputError
     from robots.envs import check_env_name, make_env
 
@@ -95,7 +96,12 @@ def load_inputs(config: Train) -> Inputs:
     images = _image_sizes(config, episodes)
 
     def new_env() -> Any:
-        return make_env(env, max_steps=config.max_steps, image_keys=images or None)
+        return make_env(
+            env,
+            max_steps=config.max_steps,
+            image_keys=images or None,
+            distractors=config.distractors,
+        )
 
     probe = new_env()
     _check_success(config, probe, env)
@@ -118,13 +124,13 @@ def load_inputs(config: Train) -> Inputs:
         data=data,
         base=None,
         target_base=None,
-        value=_load_value(config, spec, env),
+        value=load_value(config, spec, env),
         has_success=probe.has_success,
         make_env=new_env,
         make_envs=lambda: _vector_env(env, config, images),
     )
     if config.base is not None:
-        _load_base(config, inputs, probe)
+        load_base(config, inputs, probe)
     inputs.obs_shapes = _obs_shapes(config, inputs, probe)
     if inputs.obs_stats is None:
         inputs.observed = _observe(probe, inputs.obs_shapes, config.seed)
@@ -243,60 +249,13 @@ def _obs_shapes(config: Train, inputs: Inputs, probe: Any) -> dict[str, tuple[in
     return shapes
 
 
-def _load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | None:
-    if config.value is None:
-        return None
-    from genpol.fits import require_same_actions
-    from offline.value import ValueFunction
-
-    value = ValueFunction.load(config.value)
-    value.require_env(env)
-    require_same_actions(value.spec, spec, "--value")
-    return value
-
-
-def _load_base(config: Train, inputs: Inputs, probe: Any) -> None:
-    """Set `base`, and for someone else's policy `target_base` and `beside`."""
-    from genpol.fits import require_same_actions
-    from genpol.frozen_base import FrozenBase
-    from genpol.policies import load_policy
-    from offline.errors import InputError, SpecError
-    from robots.load import is_black_box, load_black_box
-
-    assert config.base is not None
-    if not is_black_box(config.base):
-        base = load_policy(config.base)
-        if base.env is not None and base.env != inputs.env:
-            raise SpecError(
-                f"--base was trained for {base.env}, --env is {inputs.env}: pass a policy of this "
-                "task"
-            )
-        require_same_actions(base.spec, inputs.spec, "--base")
-        inputs.base = base
-        return
-
-    def load() -> Policy:
-        return load_black_box(
-            config.base or "",
-            trust=config.trust,
-            env_spec=probe.action_spec,
-            action_chunk=config.action_chunk,
-            language=probe.language,
-        )
-
-    if config.num_envs > 1:
-        raise InputError(
-            f"--base {config.base} may remember its episode, so it acts in one environment at a "
-            f"time: pass --num-envs 1, not {config.num_envs}"
-        )
-    frozen = FrozenBase(load(), load(), inputs.spec)
-    inputs.base, inputs.target_base = frozen, frozen.for_targets
-    inputs.beside = frozen.aside
-
-
 def _vector_env(env: str, config: Train, images: dict[str, int]) -> Any:
     from robots.vector_env import make_vector_env
 
     return make_vector_env(
-        env, config.num_envs, max_steps=config.max_steps, image_keys=images or None
+        env,
+        config.num_envs,
+        max_steps=config.max_steps,
+        image_keys=images or None,
+        distractors=config.distractors,
     )

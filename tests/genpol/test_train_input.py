@@ -53,7 +53,7 @@ def refused(capsys, **options) -> str:
         ({"utd": -1}, "--utd must be above 0"),
         ({"videos": 1}, "only MuJoCo environments can be drawn"),
         ({"agent": "sac", "base": "absent"}, "has no base policy"),
-        ({"imagined_fraction": 0.1}, "there is none yet"),
+        ({"imagined_fraction": 0.1}, "needs a --world-model"),
         ({"resume": "absent"}, "absent holds no run"),
     ],
 )

@@ -1,0 +1,167 @@
+"""What an agent imagines: a world model, its training on real steps, and branches of the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator
+
+from genpol.train_config import TrainConfig
+from offline.agent import Agent
+from offline.dynamics import Dynamics, Rule
+from offline.held_out import split_rows
+from offline.imagination import Imagination, Stateful
+from offline.mixture import Mixture, Share
+from offline.model_training import ModelTraining
+from offline.replay import Replay
+from offline.steps import RealSteps
+from offline.td import TDCritic
+from offline.transitions import Transitions
+from offline.types import Policy
+from offline.vagram import VaGraM, ValueGradient, value_error
+from offline.world_model import StateLayout, Steps, WorldModel
+
+JUDGED = 1000  # held-out steps on which the error of the value is measured after each training
+
+
+def make_dynamics(
+    config: TrainConfig,
+    layout: StateLayout,
+    action: int,
+    *,
+    reward: Rule | None = None,
+    terminated: Rule | None = None,
+) -> Dynamics:
+    """The models that `config.world_model` names; the same seed gives the same weights.
+
+    Args:
+        config: their sizes.
+        layout: of the flat states.
+        action: A.
+        reward, terminated: known rules, instead of learnt ones.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 30)
+        return Dynamics(
+            layout,
+            action,
+            config.model_hidden,
+            config.ensemble,
+            config.elites,
+            probabilistic=config.world_model == "mle",
+            reward=reward,
+            terminated=terminated,
+        )
+
+
+def make_imagination(
+    config: TrainConfig,
+    agent: Agent,
+    model: WorldModel,
+    replay: Replay,
+    data: Transitions | None = None,
+) -> Imagination:
+    """A source of imagined transitions that fits `model` as it goes, where it can be fitted.
+
+    Args:
+        config: how the model learns, and how often, how many and how long branches are.
+        agent: whose policy acts in the branches, and whose values VaGraM goes by.
+        model: `Dynamics`, or the simulator.
+        replay: its steps are learnt from, its states branched from.
+        data: the same of a dataset.
+    """
+    shares = [Share("online", replay, 1.0)]
+    if data is not None:
+        share = config.offline_fraction / max(1 - config.imagined_fraction, 1e-9)
+        shares = [Share("offline", data, min(share, 1.0)), Share("online", replay, 0.0)]
+        shares[1] = Share("online", replay, 1 - shares[0].fraction)
+    policy = policy_anywhere(agent)
+    if not config.imagined_fraction:  # the model is trained for --search-depth alone
+        config = dataclasses.replace(config, rollouts_per_step=1)
+    fitter = None
+    parts: dict[str, Stateful] = {}
+    if isinstance(model, Dynamics):
+        fitter = Fitter(config, model, RealSteps(model.layout, replay, data), agent)
+        parts = {"fitter": fitter}
+    return Imagination(
+        model,
+        policy,
+        Mixture(shares),
+        config,
+        config.discount,
+        fit=fitter,
+        seed=config.seed + 31,
+        parts=parts,
+    )
+
+
+def policy_anywhere(agent: Agent) -> Policy:
+    """What the agent would do in states of no episode: its acting policy, unless that remembers."""
+    anywhere = getattr(agent, "anywhere", None)
+    policy: Policy = agent.acting() if anywhere is None else anywhere()
+    return policy
+
+
+class Fitter:
+    """Trains a model on all real steps there are; called with the step by `Imagination`.
+
+    Args:
+        config: says by what loss.
+        model: to train.
+        real: all steps there are.
+        agent: whose values say what matters.
+    """
+
+    def __init__(self, config: TrainConfig, model: Dynamics, real: RealSteps, agent: Agent) -> None:
+        self.config, self.model, self.real = config, model, real
+        self.training = ModelTraining(model, config)
+        self.generator = Generator().manual_seed(config.seed + 32)
+        critic = getattr(agent, "critic", None)
+        self.values: ValueGradient | None = None
+        self.vagram: VaGraM | None = None
+        if isinstance(critic, TDCritic):
+            # The mode where there is one; of a chain one sample, as all states are asked about.
+            anywhere = getattr(agent, "anywhere", None)
+            policy = agent.evaluating() if anywhere is None else anywhere(1)
+            self.values = ValueGradient(critic.target, policy, model.layout)
+            if config.world_model == "vagram":
+                self.vagram = VaGraM(self.values, config)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """One training; what it came to."""
+        steps, keys = self.real.read()
+        weights: Any = None
+        if self.vagram is not None:
+            vagram, model = self.vagram, self.model
+
+            def weights(table: Steps) -> torch.Tensor:
+                # the trainer divides errors of state and reward by what each changes by
+                std = model.delta_std / model.reward_std
+                return vagram.weights(table, std, step, self.generator)
+
+        metrics = self.training.fit(steps, self.generator, weights, keys)
+        if self.vagram is not None:
+            metrics |= self.vagram.metrics
+        if self.values is not None:
+            _, held = split_rows(keys, self.config.model_holdout)
+            judged = steps.take(held[:JUDGED])
+            metrics |= value_error(self.model, self.values, judged, self.generator)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, optimiser, random numbers, and when the warm-up began."""
+        return {
+            "training": self.training.state_dict(),
+            "generator": self.generator.get_state(),
+            "vagram": None if self.vagram is None else self.vagram.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned."""
+        self.training.load_state_dict(state["training"])
+        self.generator.set_state(state["generator"])
+        if self.vagram is not None:
+            self.vagram.load_state_dict(state["vagram"])

@@ -1,0 +1,116 @@
+"""How the parts of a `genpol train` are joined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genpol.commands.train import Train
+    from genpol.commands.train_inputs import Inputs
+    from genpol.train_session import Clock, Session
+    from offline.loop import Loop
+
+
+def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
+    """Agent, replay, batches and environments, joined."""
+    from genpol.agents.imagining import make_imagination
+    from genpol.agents.make import make_agent
+    from genpol.commands.train_model import make_world_model
+    from genpol.device import pick_device
+    from offline.loop import Loop
+    from offline.mixture import Mixture, Share
+    from offline.replay import Replay
+    from robots.envs import layout_seed
+
+    data, device = inputs.data, pick_device(config.device)
+    replay = Replay(
+        config.replay_capacity,
+        config.action_chunk,
+        inputs.spec,
+        inputs.obs_shapes,
+        config.discount,
+        n_step=config.n_step,
+        lanes=config.num_envs,
+        folder=config.output / "replay",
+        memory_limit=int(config.memory_gb * 2**30),
+    )
+    model = None if config.world_model == "none" else make_world_model(config, inputs)
+    agent = make_agent(
+        config,
+        spec=inputs.spec,
+        obs_shapes=inputs.obs_shapes,
+        obs_stats=inputs.obs_stats,
+        env=inputs.env,
+        base=inputs.base,
+        target_base=inputs.target_base,
+        value=inputs.value,
+        offline_rows=0 if data is None else len(data),
+        replay_slots=replay.slots,
+        device=device,
+        model=model,
+    )
+    imagination = None
+    if model is not None:
+        imagination = make_imagination(config, agent, model, replay, data)
+    rest = 1 - config.imagined_fraction
+    offline = 0.0 if data is None else config.offline_fraction
+    shares = [
+        Share(
+            "online", replay, max(0.0, rest - offline), key_offset=0 if data is None else len(data)
+        )
+    ]
+    if data is not None:
+        shares = [Share("offline", data, offline), *shares]
+    if imagination is not None:
+        shares.append(Share("imagined", imagination, config.imagined_fraction))
+    return Loop(
+        agent,
+        envs,
+        Mixture(shares),
+        replay,
+        config,
+        layouts=lambda episode: layout_seed("train", config.seed, episode),
+        device=device,
+        imagination=imagination,
+    )
+
+
+def make_session(
+    config: Train, inputs: Inputs, loop: Loop, folder: Any, clock: Clock, bar: Any
+) -> Session:
+    """The run's session, with its evaluation layouts."""
+    from genpol.agents.make import pretrain
+    from genpol.device import pick_device
+    from genpol.train_evaluation import Evaluator
+    from genpol.train_session import Session
+    from robots.envs import layout_seed
+
+    data = inputs.data
+    evaluator = Evaluator(
+        inputs.make_env,
+        [layout_seed("evaluate", config.seed, i) for i in range(config.eval_episodes)],
+        noise_seed=config.seed,
+        has_success=inputs.has_success,
+        beside=inputs.beside,
+    )
+    return Session(
+        loop,
+        folder,
+        config,
+        evaluator,
+        clock=clock,
+        pretrain=None
+        if data is None
+        else lambda log, stop: pretrain(
+            loop.agent,
+            data,
+            config,
+            log,
+            stop,
+            clone=inputs.base is None,
+            device=pick_device(config.device),
+        ),
+        videos=config.videos,
+        sources={"data": data} if hasattr(data, "state_dict") else {},
+        bar=bar,
+    )
