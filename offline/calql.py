@@ -131,6 +131,7 @@ class CalQL:
 
         _step(self.actor_optimizer, self.params[1], actor)
         _step(self.critic_optimizer, self.params[0], loss)
+        critic.tighten()
         entropy = -log_prob.detach().mean()
         _step(
             self.temperature_optimizer,

@@ -114,7 +114,7 @@ class StackedHeads(nn.Module):
         weight, bias = self.first_layer()[0].flatten(0, 1), self.obs_bias
         if which is not None:
             weight, bias = some(weight, bias, which, self.ensemble)
-        return linear(features, weight, bias)
+        return linear(features, weight.contiguous(), bias)  # oneDNN crawls over part of a matrix
 
     def forward(self, projected: Tensor, act: Tensor, which: Tensor | None = None) -> Tensor:
         """(B, C * N) from `project` of the same heads, and (B, K, H, A) -> (C, B, K)."""

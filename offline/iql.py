@@ -59,6 +59,7 @@ class IQL:
         self.optimizer.zero_grad()
         (td.mean(1).sum() + expectile.mean()).backward()
         self.optimizer.step()
+        self.critic.tighten()
         track(self.target, self.critic, self.config.target_rate)
         return {
             "critic/td_loss": td.detach().mean(),

@@ -1,10 +1,11 @@
 """Settings of the learning table, chosen on other seeds: docs/results/expo_tuning.csv.
 
-Three stages, all on pick-place at seeds 1000 and 1001, demonstrations, clones and layouts of their
-own. SHARED is what all arms have in common, compared on best-of-N, which has the fewest settings of
-its own, and on RLPD. OWN is what each arm may choose: three values for every arm, those that its
-paper or `docs/AGENTS.md` names. BACKUP compares the ways to value the next action. The score is the
-mean success over all evaluations of a run after the first, which rewards learning early.
+Three stages on pick-place at seeds 1000 and 1001, demonstrations, clones and layouts of their own;
+OWN of the arms that run on every task on push at seed 1000 as well. SHARED is what all arms have in
+common, compared on best-of-N, which has the fewest settings of its own, and on RLPD. OWN is what
+each arm may choose: three values for every arm, those that its paper or `docs/AGENTS.md` names.
+BACKUP compares the ways to value the next action. The score is the mean success over all
+evaluations of a run after the first, which rewards learning early.
 
     python -m scripts.expo_tuning --stage shared
     python -m scripts.expo_tuning --stage own
@@ -25,8 +26,12 @@ from scripts.results_table import Table
 from scripts.training_runs import claimed
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "expo_tuning.csv"
-COLUMNS = ("stage", "arm", "setting", "seed", "mean_success", "final_success", "cpu_seconds")
-TASK, SEEDS, STEPS = "pick-place-v3", (1000, 1001), 5_000
+COLUMNS = (
+    "stage", "task", "arm", "setting", "seed", "mean_success", "final_success", "cpu_seconds",
+)  # fmt: skip
+CELLS = (("pick-place-v3", 1000), ("pick-place-v3", 1001))
+SECOND = ("push-v3", 1000)  # of the arms that run on every task
+STEPS = 5_000
 SHARED: tuple[dict[str, Any], ...] = (
     {},
     {"base_filter": "success"},
@@ -62,49 +67,51 @@ BACKUP: tuple[dict[str, Any], ...] = (
 )
 
 
-def planned(stage: str) -> list[tuple[str, dict[str, Any], int]]:
-    """(arm, settings, seed) of a stage."""
+def planned(stage: str) -> list[tuple[str, int, str, dict[str, Any]]]:
+    """(task, seed, arm, settings) of a stage."""
     if stage == "shared":
-        return [
-            (arm, settings, seed)
+        pairs = [
+            (arm, settings)
             for settings in SHARED
             for arm in SHARED_ARMS
-            for seed in SEEDS
             if not (arm in NO_BASE and settings == {"base_filter": "success"})
         ]
-    if stage == "backup":
-        return [("expo", settings, seed) for settings in BACKUP for seed in SEEDS]
-    return [(arm, s, seed) for arm, values in OWN.items() for s in values for seed in SEEDS]
+    elif stage == "backup":
+        pairs = [("expo", settings) for settings in BACKUP]
+    else:
+        pairs = [(arm, settings) for arm, values in OWN.items() for settings in values]
+    plan = [(*cell, *pair) for pair in pairs for cell in CELLS]
+    if stage == "own":
+        plan += [(*SECOND, *pair) for pair in pairs if pair[0] in expo_table.EVERY_TASK]
+    return plan
 
 
 def fill(options: argparse.Namespace) -> None:
     """Run what has no row yet."""
     table = Table(options.results, COLUMNS)
-    for arm, settings, seed in planned(options.stage):
+    for task, seed, arm, settings in planned(options.stage):
         text = json.dumps(settings, sort_keys=True)
-        chosen = arm in options.arms and seed in options.seeds
-        if not chosen or table.has(stage=options.stage, arm=arm, setting=text, seed=seed):
+        key = {"stage": options.stage, "task": task, "arm": arm, "setting": text, "seed": seed}
+        chosen = arm in options.arms and task in options.tasks
+        if not chosen or table.has(**key):
             continue
-        cell, name = expo_table.Cell(TASK, seed, options.work), _name(arm, settings)
+        cell, name = expo_table.Cell(task, seed, options.work), _name(arm, settings)
         with claimed(cell.folder / name) as mine:
-            if not mine or table.has(stage=options.stage, arm=arm, setting=text, seed=seed):
+            if not mine or table.has(**key):
                 continue
             rows = expo_table.curve_of(
                 cell, arm, options.threads, over=settings | {"steps": STEPS}, name=name
             )
             successes = [row["success"] for row in rows if row["step"]]
             table.add(
-                {
-                    "stage": options.stage,
-                    "arm": arm,
-                    "setting": text,
-                    "seed": seed,
+                key
+                | {
                     "mean_success": float(np.mean(successes)),
                     "final_success": float(np.mean(successes[-2:])),
                     "cpu_seconds": rows[-1]["cpu_seconds"],
                 }
             )
-        print(f"{arm} {text} seed {seed}: {np.mean(successes):.2f}", flush=True)
+        print(f"{task} {arm} {text} seed {seed}: {np.mean(successes):.2f}", flush=True)
 
 
 def _name(arm: str, settings: dict[str, Any]) -> str:
@@ -131,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("shared", "own", "backup"), default="shared")
     parser.add_argument("--arms", nargs="+", default=list(OWN), choices=list(OWN))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--tasks", nargs="+", default=["pick-place-v3", "push-v3"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/expo_tuning"))
     parser.add_argument("--results", type=Path, default=RESULTS)

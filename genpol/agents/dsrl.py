@@ -210,7 +210,8 @@ class NoiseCritic:
     """
 
     def __init__(self, value: ValueFunction, noise: ActionSpec, *, lr: float) -> None:
-        sizes: dict[str, Any] = dict(value.architecture)
+        # The bound is of values by states and actions; noise reaches these through the policy.
+        sizes: dict[str, Any] = value.architecture | {"lipschitz_bound": None}
         made = ValueFunction(noise, value.obs_shapes, **sizes)
         self.heads = made.heads.to(next(value.parameters()).device)
         self.shape, self.dim = (noise.chunk, noise.dim), noise.chunk * noise.dim

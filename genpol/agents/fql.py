@@ -28,7 +28,7 @@ from genpol.policies import ChunkPolicy
 from genpol.policies.student import Student, distance
 from genpol.train_config import TrainConfig
 from offline.batch import Batch
-from offline.td import Subset, TDCritic
+from offline.td import Penalty, Subset, TDCritic
 from offline.value import ValueFunction
 
 SMALLEST_SCALE = 1e-3  # of |Q|, which may be 0 at first
@@ -42,6 +42,7 @@ class FQL:
         value: the critic, with stacked heads.
         config: its settings; `fql_alpha` among them.
         normalize_q: lambda = 1 / mean |Q| instead of 1.
+        penalty: of the critic, see `offline.td.TDCritic`.
 
     Raises:
         SpecError: the base policy has another chunk length or normalisation.
@@ -54,13 +55,14 @@ class FQL:
         config: TrainConfig,
         *,
         normalize_q: bool = True,
+        penalty: Penalty | None = None,
     ) -> None:
         require_learnable(value.spec, base)
         self.config, self.spec, self.normalize_q = config, value.spec, normalize_q
         self.base = Imitation(
             base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
         )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate)
+        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
         self.student = Student.of(base).train()
         self._params = list(self.student.parameters())
         self.optimizer = torch.optim.Adam(self._params, lr=config.lr, fused=True)

@@ -30,7 +30,7 @@ from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.iql import expectile_loss
 from offline.nets import mlp
-from offline.td import Subset, TDCritic
+from offline.td import Penalty, Subset, TDCritic
 from offline.value import ValueFunction
 
 
@@ -41,18 +41,26 @@ class IDQL:
         base: proposes; trained on by imitation.
         value: the critic, with stacked heads.
         config: its settings; `expectile` and `num_candidates` (N) among them.
+        penalty: of the critic, see `offline.td.TDCritic`.
 
     Raises:
         SpecError: the base policy has another chunk length or normalisation.
     """
 
-    def __init__(self, base: ChunkPolicy, value: ValueFunction, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        base: ChunkPolicy,
+        value: ValueFunction,
+        config: TrainConfig,
+        *,
+        penalty: Penalty | None = None,
+    ) -> None:
         require_learnable(value.spec, base)
         self.config, self.spec = config, value.spec
         self.base = Imitation(
             base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
         )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate)
+        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
         device = next(value.parameters()).device
         self.state_value = mlp(value.encoder.dim, config.hidden, 1).to(device)
         self.optimizer = torch.optim.Adam(self.state_value.parameters(), lr=config.lr, fused=True)
