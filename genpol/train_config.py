@@ -145,7 +145,7 @@ FAITHFUL: dict[str, Any] = {
 # (arXiv 1906.08253), with half its updates per step; what the others take with a world model.
 SAC_USUAL: dict[str, Any] = {
     "action_chunk": 1,
-    "offline_fraction": 0.0,
+    "pretrain_steps": 0,
     "reward": "dataset",
     "value_ensemble": 2,
     "hidden": (256, 256),
@@ -160,10 +160,12 @@ SAC_IMAGINING: dict[str, Any] = {
 IMAGINING: dict[str, Any] = {"imagined_fraction": 0.25, "rollouts_per_step": 10}
 
 
-def usual(agent: str, world_model: str = "none") -> dict[str, Any]:
+def usual(agent: str, world_model: str = "none", *, data: bool = False) -> dict[str, Any]:
     """What the options of an agent are when nobody says otherwise, where that is not the general
     default; `genpol train` applies it, in Python pass Train(**usual("sac") | options)."""
     settings = dict(SAC_USUAL) if agent == "sac" else {}
+    if agent == "sac" and (world_model != "none" or not data):
+        settings["offline_fraction"] = 0.05 if data else 0.0
     if world_model != "none":
         settings |= SAC_IMAGINING if agent == "sac" else IMAGINING
     return settings

@@ -4,10 +4,10 @@
 
 An et al. (EDAC, arXiv 2110.01548, eq. 4 and algorithm 1): the minimum over heads is pessimistic
 where heads differ, yet near the data they differ little in directions in which their action
-gradients agree; lowering the mean cosine makes ten heads do the work of hundreds. Sims et al. (RAVL,
-arXiv 2402.12527) apply it to truncated model rollouts: these end in edge-of-reach states, which are
-bootstrapped from and never trained on, so that values there only ever come from themselves and
-explode, however exact the model; the minimum over diverse heads keeps them down.
+gradients agree; lowering the mean cosine makes ten heads do the work of hundreds. Sims et al.
+(RAVL, arXiv 2402.12527) apply it to truncated model rollouts: these end in edge-of-reach states,
+which are bootstrapped from and never trained on, so that an overestimate there is never corrected
+and spreads, however exact the model; the minimum over diverse heads keeps values there low.
 
 Theirs adds it to sum_e (Q_e - y)^2, ours to half of that: the same balance is half their weight.
 

@@ -5,9 +5,9 @@ d(s') in the next state is wrong by at most gamma L E |d(s')| in the Bellman tar
 a model is thus the error *of values* it causes; ensembles of models, they argue, help because their
 spread trains V on perturbed states and so lowers L. Lowering L directly lets one model do.
 
-spectral     every layer's matrices satisfy  sigma_max(W) <= c,  by  W <- W / max(1, sigma_max(W) / c)
-             after each step; ReLU is 1-Lipschitz, so n layers give |Q(x) - Q(x')| <= c^n |x - x'|
-             over x = (standardised state, action), whatever the data
+spectral     W <- W / max(1, sigma_max(W) / c)  for every layer after each step, so that
+             sigma_max(W) <= c; ReLU is 1-Lipschitz, and n layers thus give
+             |Q(x) - Q(x')| <= c^n |x - x'| over x = (features of the state, action), everywhere
 adversarial  lambda * E max_{|d|_inf <= epsilon} (Q(s + d, a) - Q(s, a))^2,  around the data only
 
 LayerNorm has no such constant (near a constant input it divides by almost nothing), so bounded
@@ -16,9 +16,8 @@ run; it is bounded as the one matrix that it is.
 
 That W is put back after each step, rather than W / max(1, sigma / c) differentiated on each use, is
 projected gradient descent (Gouk et al., arXiv 1804.04368): a weight is what it seems to be, so that
-an average of two critics, a copy or a file is within the bound if they are (the norm is convex),
-using a head costs nothing, and weights do not grow out of their bound unseen, which would shrink
-the steps of Adam.
+averages, copies and files of critics within the bound are within it (the norm is convex), using a
+head costs nothing, and weights cannot grow unseen, which would shrink the steps of Adam.
 
 Metrics:
 
@@ -48,12 +47,12 @@ if TYPE_CHECKING:  # heads are made of what is here
 
 Attack = Literal["fgsm", "pgd", "uniform"]
 
-# Of the search for sigma_max: directions kept from one step to the next, and powers of W^T W applied
-# to them. A step of Adam is nearly of rank one and can lift a new direction above all others; power
-# iteration then needs dozens of steps to turn there. Largest sigma / c - 1 seen in 800 steps of two
-# heads of 2 x 256 (lr 3e-4, c = 1): 2e-1 with one direction and one power, 1e-1 with two powers,
-# 8e-3 with four directions and two powers, each used alone; 4e-5 with the span of two directions
-# and their four powers.
+# Of the search for sigma_max: directions kept from one step to the next, and powers of W^T W
+# applied to them. A step of Adam is nearly of rank one and can lift a new direction above all
+# others; power iteration then needs many steps to turn there. Largest sigma / c - 1 seen in 800
+# steps of two heads of 2 x 256 (lr 3e-4, c = 1): 2e-1 with one direction and one power, 1e-1 with
+# two powers, 8e-3 with four directions and two powers; 4e-5 with the span of two directions and
+# their four powers.
 DIRECTIONS, POWERS = 2, 4
 PGD_STEPS = 5
 # What is observed, in so many updates and so many rows, takes 3% of the time of two heads' updates.
@@ -139,7 +138,7 @@ def constrain(module: nn.Module, name: str, bound: float) -> None:
 
 
 def constrained(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Every module within `module`, and the name of a parameter of its that has a bound."""
+    """Every parameter with a bound in `module`: whose it is, and its name."""
     for part in module.modules():
         if parametrize.is_parametrized(part):
             yield from ((part, name) for name in part.parametrizations)  # type: ignore[union-attr]
@@ -171,13 +170,11 @@ def gradient_norms(value: ValueFunction, obs: dict[str, Tensor], act: Tensor) ->
     dim = value.encoder.normalizer.dim
     with torch.no_grad():
         projected = value.heads.project(value.encoder(obs))
-        weight = value.heads.first_layer()[0][..., :dim]
     with torch.enable_grad():
-        projected.requires_grad_()
-        q = value.score(projected, act[:, None])
+        q = value.score(projected.requires_grad_(), act[:, None])
         (gradient,) = torch.autograd.grad(q.sum(), [projected])
     gradient = gradient.unflatten(-1, (value.ensemble, -1)).transpose(0, 1)  # each head's own
-    return torch.bmm(gradient, weight).norm(dim=-1)
+    return torch.bmm(gradient, value.heads.first_layer()[0].detach()[..., :dim]).norm(dim=-1)
 
 
 def observe(value: ValueFunction, batch: Batch) -> dict[str, Tensor]:

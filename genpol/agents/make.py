@@ -129,13 +129,10 @@ def make_agent(
                 f"--agent {config.agent} needs a base policy of our own (genpol clone); with a "
                 "black box use expo or bestofn"
             )
-        makers: dict[str, Callable[..., Agent]] = {
-            "bc": BC,
-            "idql": IDQL,
-            "fql": FQL,
-            "dsrl": DSRL,
-        }
-        return makers[config.agent](base, value, config)
+        if config.agent == "bc":
+            return BC(base, value, config)
+        makers: dict[str, Callable[..., Agent]] = {"idql": IDQL, "fql": FQL, "dsrl": DSRL}
+        return makers[config.agent](base, value, config, penalty=penalties(config))
 
 
 def _gaussian(config: TrainConfig, value: ValueFunction) -> SAC:

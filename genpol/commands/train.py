@@ -60,22 +60,28 @@ def defaults(words: Sequence[str]) -> Train:
     is usual for --agent and --world-model."""
     plain = Train()
     preset = _said(words, "--preset", plain.preset)
-    settings = usual(
-        _said(words, "--agent", plain.agent), _said(words, "--world-model", plain.world_model)
-    )
+    settings: dict[str, Any] = {}
+    if not _said(words, "--resume", ""):  # else they are those of the run that goes on
+        settings = usual(
+            _said(words, "--agent", plain.agent),
+            _said(words, "--world-model", plain.world_model),
+            data=bool(_said(words, "--data", "")),
+        )
     if preset in PRESETS:
         settings |= {"preset": preset} | PRESETS[preset]
     return replace(plain, **settings)
 
 
 def _said(words: Sequence[str], option: str, default: str) -> Any:
-    """The word after an option, or after its equals sign."""
+    """The word after an option, or after its equals sign; the last one counts, as in parsing."""
+    said = default
     for before, word in pairwise(("", *words)):
-        if before == option:
-            return word
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return default
+        if before.replace("_", "-") == option:
+            said = word
+        name, equals, value = word.partition("=")
+        if equals and name.replace("_", "-") == option:
+            said = value
+    return said
 
 
 def run(config: Train) -> None:
@@ -148,8 +154,12 @@ def check(config: Train) -> None:
             f"--search-depth looks ahead over candidates, and --agent {config.agent} has none: "
             "use expo or bestofn"
         )
-    if config.agent == "sac" and config.data:
-        raise InputError("--agent sac learns without data: drop --data, or use --agent rlpd")
+    for name in ("world_model", "lipschitz"):
+        if config.agent == "bc" and getattr(config, name) != "none":
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} is for values, and --agent bc "
+                "learns none: drop it, or use another agent"
+            )
     if config.agent in ("sac", "rlpd") and config.base:
         raise InputError(f"--agent {config.agent} has no base policy: drop --base, or use expo")
 

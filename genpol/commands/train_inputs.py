@@ -244,6 +244,11 @@ def _obs_shapes(config: Train, inputs: Inputs, probe: Any) -> dict[str, tuple[in
         raise InputError(
             f"{inputs.env} has no one-dimensional observations: name its images with --image-keys"
         )
+    if config.distractors and "distractors" not in shapes:
+        raise InputError(
+            "--distractors adds an observation that is not among those learnt from, which are "
+            f"{', '.join(shapes)}: drop it, or learn without --data, --base and --obs-keys"
+        )
     for flag, part in (("--base", inputs.base), ("--value", inputs.value)):
         require_observations(shapes, getattr(part, "obs_shapes", None) or {}, flag)
     return shapes

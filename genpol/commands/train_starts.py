@@ -21,11 +21,21 @@ def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | Non
     if config.value is None:
         return None
     from genpol.fits import require_same_actions
+    from offline.errors import InputError
+    from offline.penalties import lipschitz_bound
     from offline.value import ValueFunction
 
     value = ValueFunction.load(config.value)
     value.require_env(env)
     require_same_actions(value.spec, spec, "--value")
+    bound, wanted = value.architecture["lipschitz_bound"], lipschitz_bound(config)
+    if bound != wanted:  # its layers are other ones
+        fitting = f"with --lipschitz spectral --lipschitz-bound {bound}"
+        raise InputError(
+            f"--value has {'layers without a bound' if bound is None else f'the bound {bound}'}, "
+            f"--lipschitz {config.lipschitz} needs {'none' if wanted is None else wanted}: go on "
+            f"{'without --lipschitz spectral' if bound is None else fitting}, or drop --value"
+        )
     return value
 
 

@@ -39,6 +39,31 @@ TINY: dict[str, Any] = {
     "wandb": "disabled",
 }
 
+# Beside TINY: a world model, which is trained and imagines every four steps, and hardly anything
+# else, so that many kinds of runs take no time.
+MODELLED: dict[str, Any] = {
+    "world_model": "mle",
+    "ensemble": 3,
+    "elites": 2,
+    "model_hidden": (8, 8),
+    "model_updates": 10,
+    "model_batch_size": 16,
+    "model_holdout": 0.2,
+    "model_every": 4,
+    "rollouts_per_step": 2,
+    "imagined_capacity": 64,
+    "vagram_warmup": 4,
+}
+BRIEF: dict[str, Any] = {
+    "steps": 14,
+    "start_steps": 4,
+    "eval_every": 14,
+    "eval_episodes": 1,
+    "log_every": 7,
+    "checkpoint_every": 100,
+    "pretrain_steps": 2,
+}
+
 
 def words(**options: Any) -> list[str]:
     """`hidden=(8, 8)` as `--hidden 8 8`; True as a bare flag."""

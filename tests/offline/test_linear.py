@@ -56,6 +56,20 @@ def test_only_the_gradients_asked_for(computed):
     assert len(computed) <= 2
 
 
+def test_gradients_of_gradients(computed):
+    """As a penalty on a network's gradient needs them."""
+    found = []
+    for function in (linear, F.linear):
+        x, weight, bias = tensors(512, 64)
+        (gradient,) = torch.autograd.grad(
+            function(x, weight, bias).square().sum(), [x], create_graph=True
+        )
+        found.append(torch.autograd.grad(gradient.square().mean(), [x, weight, bias]))
+    for got, want in zip(*found, strict=True):
+        assert torch.allclose(got, want, rtol=1e-3, atol=1e-2 * float(want.abs().max()))
+    assert len(computed) > 3 or not offline.linear._AVAILABLE
+
+
 @pytest.mark.parametrize("case", ["small", "float64", "bfloat16", "autocast"])
 def test_what_does_not_suit_is_left_to_pytorch(case, computed):
     x, weight, bias = tensors(2 if case == "small" else 512, 64)
