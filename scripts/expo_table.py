@@ -33,7 +33,7 @@ COLUMNS = (
     "cpu_seconds", "flags",
 )  # fmt: skip
 TASKS = ("pick-place-v3", "push-v3", "sweep-v3")
-LEVEL = 0.8  # success to reach, and to hold at the next evaluation as well
+LEVEL = 0.6  # success to reach, and to hold at the next evaluation as well
 COLLECT: dict[str, Any] = {
     "episodes": 40,
     "operators": "two-mode",
@@ -62,6 +62,12 @@ COMMON: dict[str, Any] = {
     "checkpoint_every": 5_000,
     "wandb": "disabled",
 }
+MODEL: dict[str, Any] = {
+    "model_hidden": (200, 200, 200),
+    "model_updates": 300,
+    "imagined_fraction": 0.25,
+    "rollouts_per_step": 10,
+}
 # What differs. "base" starts from the clone; rlpd's Gaussian actor clones the same demonstrations.
 ARMS: dict[str, dict[str, Any]] = {
     "expo": {"agent": "expo", "base": True},
@@ -73,9 +79,47 @@ ARMS: dict[str, dict[str, Any]] = {
     "idql": {"agent": "idql", "base": True},
     "fql": {"agent": "fql", "base": True},
     "dsrl": {"agent": "dsrl", "base": True},
-    "expo-chain": {"agent": "expo", "base": True, "cache_age": 0, "candidates": "chain"},
+    # The same with cheaper candidates for targets: two steps of the chain, kept for 50 updates.
+    "expo-cheap": {"agent": "expo", "base": True, "candidates": "two-step", "cache_age": 50},
+    # The same with a world model: imagined transitions, or looking one decision further.
+    "expo-vagram": {
+        "agent": "expo",
+        "base": True,
+        "world_model": "vagram",
+        "ensemble": 3,
+        "elites": 3,
+        **MODEL,
+    },
+    "expo-spectral": {
+        "agent": "expo",
+        "base": True,
+        "world_model": "mle",
+        "ensemble": 1,
+        "lipschitz": "spectral",
+        "lipschitz_bound": 4.0,
+        **MODEL,
+    },
+    "expo-search": {
+        "agent": "expo",
+        "base": True,
+        "world_model": "mse",
+        "ensemble": 3,
+        "elites": 3,
+        **MODEL,
+        "imagined_fraction": 0.0,
+        "search_depth": 2,
+    },
 }
-TUNED: dict[str, dict[str, Any]] = {}  # arm -> settings chosen on seeds from 1000 up
+# Arm -> settings chosen on seeds from 1000 up, see scripts.expo_tuning.
+TUNED: dict[str, dict[str, Any]] = {
+    "expo": {"edit_scale": 0.025},
+    "expo-cheap": {"edit_scale": 0.025},
+    "expo-vagram": {"edit_scale": 0.025},
+    "expo-spectral": {"edit_scale": 0.025},
+    "expo-search": {"edit_scale": 0.025},
+    "bestofn": {"num_candidates": 4},
+    "rlpd-clone": {"init_temperature": 0.01},
+}
 EVERY_TASK = ("expo", "rlpd-clone", "bestofn")  # five seeds each
 ONE_TASK = tuple(arm for arm in ARMS if arm not in EVERY_TASK)  # three seeds on the first task
 

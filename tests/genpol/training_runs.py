@@ -102,7 +102,7 @@ def state(folder: Path) -> dict:
     assert found is not None
     step, tensors, document = found
     tree = unflatten(tensors, document)
-    assert tree["loop"]["counts"][0] == step
+    assert tree["loop"]["counts"][0] + tree["loop"]["learnt"] == step
     return tree
 
 

@@ -70,7 +70,7 @@ def test_extremes():
     assert float(mean_cosine(torch.stack([same[0], -same[0]]))) == pytest.approx(-1)
     dead = torch.zeros(2, 2, 3, requires_grad=True)  # a head that ignores the action
     mean_cosine(dead).backward()
-    assert float(mean_cosine(dead)) == 0 and torch.isfinite(dead.grad).all()
+    assert float(mean_cosine(dead).detach()) == 0 and torch.isfinite(dead.grad).all()
 
 
 @pytest.mark.parametrize("rest", [{"bound": 1.0}, {}, {"heads": "separate"}])
