@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Log = Mapping[str, Floats]  # column -> (rows,), NaN where blank; always with "step"
 
 BLUE, GREEN, GREY, INK = "#0a66c2", "#1a7f37", "#9a9aa0", "#1d1d1f"
+Curve = tuple[str, str, Floats, Floats]  # column, title, steps, values
+
 POINTS = 15  # of training success at most; each pools the episodes since the one before
 LEAST = 5  # episodes that a point pools at least
 
@@ -32,6 +34,21 @@ DIAGNOSTICS = {
     "base/loss": "loss of imitation",
 }
 PICTURES = 6  # small ones, training success among them
+
+# The same of a world model, and of a critic that is bounded or has diverse heads.
+MODEL = {
+    "model/holdout_mse": "error of the model, held out",
+    "model/value_error_relative": "error of values it causes",
+    "model/calibration_1": "calibration of the model",
+    "imagined/reward": "reward of what was imagined",
+    "imagined/terminated": "share of branches that ended",
+    "vagram/dimensions": "state dimensions that count",
+    "lipschitz/sigma_layer1": "largest singular value, layer 1",
+    "lipschitz/empirical_max": "steepest slope of the critic",
+    "lipschitz/penalty": "adversarial penalty",
+    "critic/gradient_cosine": "likeness of the heads",
+}
+MODEL_PICTURES = 9
 
 
 def read_log(path: Path) -> dict[str, Floats]:
@@ -73,7 +90,7 @@ def pooled(log: Log, name: str) -> tuple[Floats, Floats]:
     return np.array(at), np.array(means)
 
 
-def evaluation_chart(log: Log) -> bytes:
+def evaluation_chart(log: Log, unit: str = "environment steps") -> bytes:
     """Success of the evaluations with their 95 % interval, or their return where there is none."""
     from matplotlib.figure import Figure
 
@@ -93,7 +110,7 @@ def evaluation_chart(log: Log) -> bytes:
         axes.set(ylim=(0, 100), yticks=range(0, 101, 20))
     span = max(float(steps[-1] - steps[0]), 1.0)
     axes.set(
-        xlabel="environment steps",
+        xlabel=unit,
         ylabel="success (%)" if percent else "mean return",
         xlim=(steps[0] - 0.02 * span, steps[-1] + 0.16 * span),  # room for the two levels' names
     )
@@ -127,9 +144,7 @@ def _name_levels(axes: Any, end: float, first: float, last: float, percent: bool
 
 def diagnostic_charts(log: Log) -> bytes | None:
     """Small multiples of how learning went; None where there is nothing to draw yet."""
-    from matplotlib.figure import Figure
-
-    shown: list[tuple[str, str, Floats, Floats]] = []
+    shown: list[Curve] = []
     for name, title, scale in (
         ("train/success", "success while training (%)", 100),
         ("train/return", "return while training", 1),
@@ -139,10 +154,27 @@ def diagnostic_charts(log: Log) -> bytes | None:
         if len(steps) > 1 and (name != "train/success" or _has_success(log)):
             shown.append((name, title, steps, scale * values))
             break
-    for name, title in DIAGNOSTICS.items():
+    return _multiples(log, [*shown, *_chosen(log, DIAGNOSTICS, PICTURES - len(shown))])
+
+
+def model_charts(log: Log) -> bytes | None:
+    """The same of a world model and of what bounds the critic."""
+    return _multiples(log, _chosen(log, MODEL, MODEL_PICTURES))
+
+
+def _chosen(log: Log, names: Mapping[str, str], most: int) -> list[Curve]:
+    """The first columns that there is something to draw of."""
+    shown = []
+    for name, title in names.items():
         steps, values = known(log, name)
-        if len(steps[steps > 0]) > 1 and len(shown) < PICTURES:
+        if len(steps[steps > 0]) > 1:
             shown.append((name, title, steps[steps > 0], values[steps > 0]))
+    return shown[:most]
+
+
+def _multiples(log: Log, shown: list[Curve]) -> bytes | None:
+    from matplotlib.figure import Figure
+
     if not shown:
         return None
     columns = min(3, len(shown))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from genpol.train_config import TrainConfig
+from genpol.train_config import TrainConfig, usual
 from genpol.train_curves import Log, known, read_log
 from genpol.train_outcomes import Outcomes, read_outcomes
 from offline.errors import InputError
@@ -38,6 +38,24 @@ class TrainRecord:
         """Steps of the first and of the last evaluation."""
         steps = known(self.log, self.measure)[0]
         return int(steps[0]), int(steps[-1])
+
+    @property
+    def offline_updates(self) -> int:
+        """Updates without environment steps, by which steps are counted first."""
+        return int(self.config.get("offline_updates", 0))
+
+    @property
+    def unit(self) -> str:
+        """What steps are."""
+        return f"{'updates, then ' if self.offline_updates else ''}environment steps"
+
+    def so_far(self, step: int) -> str:
+        """How much had been done at a step, in words."""
+        offline = min(step, self.offline_updates)
+        parts = [f"{offline:,} updates without a step"] if offline else []
+        if step > offline or not parts:
+            parts.append(f"{step - offline:,} environment steps")
+        return " and ".join(parts)
 
     def at(self, name: str, step: int) -> float:
         """A column of the evaluation at `step`."""
@@ -71,10 +89,13 @@ def read_run(folder: Path) -> TrainRecord:
 def commands(run: TrainRecord) -> str:
     """The run's own command, with the options that are not the defaults, and those that follow."""
     config, folder = run.config, shlex.quote(str(run.folder.resolve()))
-    usual: dict[str, Any] = dict.fromkeys(("env", "data", "base", "value", "max_steps"))
-    usual |= {f.name: f.default for f in fields(TrainConfig)}
+    defaults: dict[str, Any] = dict.fromkeys(("env", "data", "base", "value", "max_steps"))
+    defaults |= {"distractors": 0} | {f.name: f.default for f in fields(TrainConfig)}
+    defaults |= usual(
+        config["agent"], config.get("world_model", "none"), data=bool(config.get("data"))
+    )
     parts = [f"genpol train --agent {config['agent']}"]
-    for name, default in usual.items():
+    for name, default in defaults.items():
         given = _option(name, config.get(name, default))
         if name != "agent" and given != _option(name, default):
             parts.append(given)
@@ -82,7 +103,8 @@ def commands(run: TrainRecord) -> str:
     if (run.folder / "value").is_dir():
         env = shlex.quote(str(config["env"]))
         lines.append(f"genpol steer --policy {folder} --value {folder} --env {env}")
-    return "\n".join([*lines, f"genpol train --resume {folder} --steps {2 * int(config['steps'])}"])
+    more = 2 * int(config["steps"]) or TrainConfig.steps
+    return "\n".join([*lines, f"genpol train --resume {folder} --steps {more}"])
 
 
 def _option(name: str, value: Any) -> str:

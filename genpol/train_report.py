@@ -16,7 +16,7 @@ from genpol.finetune_report import duration
 from genpol.report import Panel, code, figure, page, paragraph, table
 from genpol.stats import mcnemar, paired_difference, paired_outcomes
 from genpol.steer_report import film
-from genpol.train_curves import diagnostic_charts, evaluation_chart, known
+from genpol.train_curves import diagnostic_charts, evaluation_chart, known, model_charts
 from genpol.train_record import TrainRecord, commands, read_run
 
 CHOOSING = ("expo", "bestofn", "idql")  # agents whose films show candidates and their values
@@ -51,6 +51,9 @@ def panels(folder: Path, *, chosen: int | None = None) -> list[Panel]:
     ]
     if (charts := diagnostic_charts(run.log)) is not None:
         found.append(Panel("How it learnt", diagnostics(run, charts)))
+    if (charts := model_charts(run.log)) is not None:
+        words = f"Columns of metrics.csv against {run.unit}; docs/metrics.md has their equations."
+        found.append(Panel("What its values rest on", figure(charts, words)))
     if shown := films(run, chosen):
         found.append(Panel("The same layouts, before and after", shown))
     return [*found, Panel("What was run", settings(run))]
@@ -69,7 +72,7 @@ def verdict(run: TrainRecord) -> str:
     tested, sure = _paired(run, first, last)
     line = (
         f"{what} on {layouts}: {_level(run, first)} before training, now {_level(run, last)} "
-        f"after {last:,} environment steps."
+        f"after {run.so_far(last)}."
     )
     note = (
         "This is the last evaluation, not the best one. One run with one seed: intervals and test "
@@ -121,13 +124,13 @@ def curve(run: TrainRecord) -> str:
         what = "Share of the evaluation layouts that succeed, with 95 % Wilson intervals."
     else:
         what = "Mean sum of the environment's own rewards; it does not say when its task is done."
-    start = " Dashed: the level before the first environment step."
-    return figure(evaluation_chart(run.log), what + start)
+    start = " Dashed: the level before training."
+    return figure(evaluation_chart(run.log, run.unit), what + start)
 
 
 def diagnostics(run: TrainRecord, charts: bytes) -> str:
     """The small multiples."""
-    words = "Columns of metrics.csv against environment steps."
+    words = f"Columns of metrics.csv against {run.unit}."
     if run.measure == "eval/success" and "train/success" in run.log:
         words += " Success while training is of whole episodes, several pooled, exploration and all"
         words += " layouts included."
@@ -188,15 +191,23 @@ def _caption(run: TrainRecord, episode: int, step: int) -> str:
 
 def settings(run: TrainRecord) -> str:
     """What was run, at what cost, and how to go on with it."""
-    config, last = run.config, int(run.log["step"][-1])
+    config, last, offline = run.config, int(run.log["step"][-1]), run.offline_updates
     start = config.get("base") or (config.get("data") and "cloned from the data") or "nothing"
     rows = [
         ["agent", str(config["agent"])],
         ["environment", str(config["env"])],
         ["starts from", str(start)],
         ["data", str(config.get("data") or "none")],
-        ["environment steps", f"{last:,} of {config['steps']:,}"],
+        ["environment steps", f"{max(0, last - offline):,} of {config['steps']:,}"],
     ]
+    if offline:
+        rows.append(["updates without one", f"{min(last, offline):,} of {offline:,}"])
+    if (model := config.get("world_model", "none")) != "none":
+        layers = " x ".join(map(str, config["model_hidden"]))
+        learnt = "" if model == "simulator" else f", {config['ensemble']} of {layers} units"
+        rows.append(["world model", model + learnt])
+    if (bounded := config.get("lipschitz", "none")) != "none":
+        rows.append(["the critic's slope", bounded])
     for name in ("episodes", "updates"):
         if len(values := known(run.log, f"train/{name}")[1]):
             rows.append([name, f"{values[-1]:,.0f}"])

@@ -49,13 +49,13 @@ Attack = Literal["fgsm", "pgd", "uniform"]
 
 # Of the search for sigma_max: directions kept from one step to the next, and powers of W^T W
 # applied to them. A step of Adam is nearly of rank one and can lift a new direction above all
-# others; power iteration then needs many steps to turn there. Largest sigma / c - 1 seen in 800
-# steps of two heads of 2 x 256 (lr 3e-4, c = 1): 2e-1 with one direction and one power, 1e-1 with
-# two powers, 8e-3 with four directions and two powers; 4e-5 with the span of two directions and
-# their four powers.
+# others; power iteration then needs many steps to turn there. Largest sigma / c - 1 seen in the
+# first 1,500 steps of two heads of 2 x 256 (lr 3e-4, c = 1): 2e-1 with one direction and one power,
+# 1e-1 with two powers, 8e-3 with four directions and two powers; 4e-5 (800 steps) with the span of
+# two directions and their four powers.
 DIRECTIONS, POWERS = 2, 4
 PGD_STEPS = 5
-# What is observed, in so many updates and so many rows, takes 3% of the time of two heads' updates.
+# What is observed, in so many updates and so many rows: a few per cent of an update's time.
 OBSERVED_EVERY, OBSERVED_ROWS = 8, 16
 
 

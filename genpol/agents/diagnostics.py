@@ -3,6 +3,7 @@
     diagnose/q_bias         mean of Q(s, a) - G over the newest finished experience, G the return
                             that followed; above 0 the critic promises too much
     diagnose/q_bias_std     standard deviation of the same
+    diagnose/sigma_layer1.. largest singular value of each layer, over heads
     diagnose/misrank        share of states where the candidate that a few heads choose is not the
                             best by the mean of the other heads
     diagnose/edit_win_rate  share of states where an edit is the best of all candidates
@@ -25,6 +26,7 @@ from torch import Generator, Tensor
 from genpol.agents.expo import EXPO
 from offline.agent import Agent
 from offline.batch import Batch
+from offline.lipschitz import layer_sigmas
 from offline.mixture import Mixture
 from offline.replay import Replay
 from offline.td import TDCritic
@@ -49,6 +51,8 @@ def diagnose(agent: Agent, replay: Replay, mixture: Mixture, step: int) -> dict[
     value, generator = critic.target, Generator().manual_seed(step)
     device = str(next(value.parameters()).device)
     metrics: dict[str, float] = {}
+    for i, sigmas in enumerate(layer_sigmas(value), start=1):
+        metrics[f"diagnose/sigma_layer{i}"] = float(sigmas.max())
     if len(replay):
         metrics |= q_bias(value, replay.recent(RECENT).to(device))
     if isinstance(agent, EXPO) and len(mixture):

@@ -37,3 +37,9 @@ def prompts(tmp_path_factory) -> Path:
     lines = animals + [f"{animal} at night" for animal in animals]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """`genpol train` without its page, which takes longer than a tiny run."""
+    monkeypatch.setattr("genpol.train_report.write_page", lambda folder: folder)

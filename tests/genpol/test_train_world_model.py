@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import combinations, product
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from offline.lipschitz import layer_sigmas
 from offline.value import ValueFunction
 from offline.world_model import Prediction, StateLayout
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 LAYOUT = StateLayout({"state": 3})
 STATE = {"state": torch.tensor([[0.5, -0.5, 0.2]])}
 
@@ -71,6 +75,9 @@ def check_run(data: Path, run: Path, agent: str, loss: str, ensemble: int, bound
         assert ("vagram/gradient_norm" in last) == (loss == "vagram")
         assert ("model/calibration_1" in last) == (loss == "mle")
     assert ("lipschitz/penalty" in last) == (bound == "adversarial")
+    for name in last:  # `lipschitz/sigma_layer1` stands for those of all layers
+        name = re.sub(r"(?<=layer)\d+$", "1", name)
+        assert f"`{name}`" in DOCUMENTED or name.startswith(("eval/", "step")), name
     value = ValueFunction.load(run)
     if bound == "spectral":
         assert layer_sigmas(value).max() <= 0.7 * 1.01
@@ -122,16 +129,17 @@ def test_an_agent_learns_without_a_step(demos, tmp_path):
 
 def test_rewards_and_ends_are_those_of_the_data(demos, tmp_path):
     """What is imagined in a sparse task costs 1 a step, as the data does."""
-    options = {"data": demos, "steps": 0, "offline_updates": 1, "model_updates": 400}
-    options |= {"world_model": "mse", "output": tmp_path / "run"}
+    options = {"data": demos, "steps": 0, "offline_updates": 1, "eval_episodes": 1}
+    options |= {"world_model": "mse", "model_hidden": (32, 32), "model_updates": 300}
+    options |= {"rollouts_per_step": 20, "imagined_capacity": 1000, "output": tmp_path / "run"}
     assert train(**(MODELLED | options)) == 0
     ring = state(tmp_path / "run")["loop"]["imagination"]["ring"]["rows"]
     alive = ring["discount"] > 0
-    assert alive.any() and torch.allclose(ring["discount"][alive], torch.tensor(0.99**2))
-    assert ring["reward"][alive].mean() == pytest.approx(-1 - 0.99, abs=0.1)
+    assert alive.sum() > 40 and torch.allclose(ring["discount"][alive], torch.tensor(0.99**2))
+    assert ring["reward"][alive].median() == pytest.approx(-1 - 0.99, abs=0.1)
 
 
-# ---------------------------------------------------------------------------------- what is imagined
+# --------------------------------------------------------------------------------- what is imagined
 
 
 class Exact:

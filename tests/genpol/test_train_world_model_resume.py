@@ -19,6 +19,8 @@ from training_runs import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 KINDS = {
     "plain": {"lipschitz": "adversarial", "rollout_lengths": (1, 3), "rollout_schedule": (6, 18)},
     "offline first": {"world_model": "vagram", "offline_updates": 18, "steps": 12},
