@@ -13,11 +13,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor
@@ -25,7 +22,7 @@ from torch import Generator, Tensor
 from genpol.agents.diagnostics import agreement
 from genpol.agents.expo import EXPO
 from genpol.agents.make import make_agent
-from genpol.measure import synchronise
+from genpol.measure import PartClock
 from genpol.policies import ChunkPolicy
 from genpol.train_config import TrainConfig
 from offline.batch import Batch
@@ -98,14 +95,11 @@ def make_bench_agent(config: TrainConfig, device: str = "cpu") -> EXPO:
     return agent
 
 
-class Parts:
-    """Context: CPU and wall-clock seconds within some methods of an agent, added up by part."""
+class Parts(PartClock):
+    """A clock of the parts of an EXPO's learning."""
 
     def __init__(self, agent: EXPO, device: str = "cpu") -> None:
-        self.device = device
-        self.cpu: dict[str, float] = {}
-        self.wall: dict[str, float] = {}
-        self._methods: list[tuple[Any, str, str]] = [
+        methods: list[tuple[Any, str, str]] = [
             (agent, "update_critic", "critic_update"),
             (agent._targets, "sample", "candidates"),
             (agent._judge, "encode", "score"),
@@ -116,41 +110,13 @@ class Parts:
             (agent.acting(), "sample", "act"),
         ]
         if agent.edit is not None:
-            self._methods += [
+            methods += [
                 (agent._backup, "edit", "edit"),
                 (agent.edit, "update", "edit_update"),
             ]
         if agent._targets.student is not None:
-            self._methods.append((agent._targets.student, "update", "student_update"))
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Meanwhile the clock of `name` runs."""
-        synchronise(self.device)
-        cpu, wall = time.process_time(), time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronise(self.device)
-            self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - cpu
-            self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
-
-    def __enter__(self) -> Parts:
-        self._stack = ExitStack()
-        for owner, name, part in self._methods:
-            timed = self._timed(getattr(owner, name), part)
-            self._stack.enter_context(patch.object(owner, name, timed))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.part(part):
-                return function(*args, **kwargs)
-
-        return call
+            methods.append((agent._targets.student, "update", "student_update"))
+        super().__init__(methods, device)
 
 
 def env_step(agent: EXPO, task: ToyTask, config: TrainConfig, generator: Generator) -> None:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # words on the command line -> (module
     "serve": ("genpol.commands.serve", "Serve"),
     "bench finetune": ("genpol.commands.bench", "BenchFinetune"),
     "bench expo": ("genpol.commands.bench_expo", "BenchExpo"),
+    "bench world-model": ("genpol.commands.bench_world_model", "BenchWorldModel"),
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -63,6 +64,51 @@ class ModelClock:
 
     def __exit__(self, *exc: object) -> None:
         self.stack.close()
+
+
+class PartClock:
+    """Context: CPU and wall-clock seconds within some methods, and calls, added up by part.
+
+    Args:
+        methods: (owner, name of the method, part).
+        device: where they compute.
+    """
+
+    def __init__(self, methods: Sequence[tuple[Any, str, str]], device: str = "cpu") -> None:
+        self.device, self._methods = device, methods
+        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+        self.calls: Counter[str] = Counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Meanwhile the clock of `name` runs."""
+        synchronise(self.device)
+        cpu, wall = time.process_time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronise(self.device)
+            self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - cpu
+            self.calls[name] += 1
+            self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        for owner, name, part in self._methods:
+            timed = self._timed(getattr(owner, name), part)
+            self._stack.enter_context(patch.object(owner, name, timed))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part):
+                return function(*args, **kwargs)
+
+        return call
 
 
 def synchronise(device: str) -> None:

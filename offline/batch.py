@@ -17,6 +17,8 @@ from offline.returns import ChunkRewards
 from offline.spec import ActionSpec
 from offline.types import Obs
 
+IMAGINED = -2  # the key of what a world model says
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,7 +39,7 @@ class Batch:
     """(B,) 1 or 0 of the whole episode, NaN where unknown."""
     key: Tensor | None = None
     """(B,) identifies each transition among all that its source ever held; -1 where it cannot be
-    told again. A cache by transition goes by it."""
+    told again, `IMAGINED` where it never happened. A cache by transition goes by it."""
 
     def __len__(self) -> int:
         return len(self.act)

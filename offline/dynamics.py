@@ -24,6 +24,7 @@ from torch import Generator, Tensor, nn
 
 from offline.linear import SMALL, linear
 from offline.normalizer import CLIP, STD_FLOOR
+from offline.stacked import Layer, run
 from offline.world_model import Prediction, StateLayout, Steps
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -164,14 +165,11 @@ class Dynamics(nn.Module):
         return x
 
     def _looped(self, x: Tensor) -> Tensor:
-        # unbind: the gradient of each weight[e] would be as large as that of all members together
-        layers = [
-            (weight.unbind(), bias.unbind())
-            for weight, bias in zip(self.weights, self.biases, strict=True)
-        ]
-        return torch.stack(
-            [_run(rows, [(w[e], b[e]) for w, b in layers]) for e, rows in enumerate(x.unbind())]
-        )
+        return run(x.unbind(), self._layers(), "silu")
+
+    def _layers(self) -> list[Layer]:
+        pairs = zip(self.weights, self.biases, strict=True)
+        return [Layer(*pair, bare=i == 0) for i, pair in enumerate(pairs)]
 
     def _read(self, raw: Tensor, members: Tensor | None) -> Outputs:
         """Raw outputs (C, N, outputs), or with `members` (N,) those (N, outputs) of one per row."""

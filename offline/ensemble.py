@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from offline.linear import linear
 from offline.lipschitz import constrain, tighten
 from offline.nets import some
+from offline.stacked import Layer, run
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -128,35 +129,24 @@ class StackedHeads(nn.Module):
     def _looped(self, state: Tensor, act: Tensor, which: Tensor | None) -> Tensor:
         """(B, C, N) and (B, K, H * A) -> (C, B, K), one head after another."""
         low = self._low_precision()
-        whole = which is None or torch.is_grad_enabled()
-
-        def by_head(p: Tensor) -> Tensor | tuple[Tensor, ...]:
-            # the gradient of each p[e] would be as large as that of all heads together
-            return p.unbind() if whole else p
-
-        act_weight = by_head(self.first_layer()[1])
-        layers = [[by_head(p) for p in layer] for layer in self._layers(low)]
-        rows, states, scores = act.flatten(0, 1), state.unbind(1), []
-        for i, e in enumerate(range(self.ensemble) if which is None else which.tolist()):
+        # unbind: the gradient of each weight[e] would be as large as that of all heads together
+        act_weight = self.first_layer()[1]
+        weights = act_weight.unbind() if torch.is_grad_enabled() else act_weight
+        heads = range(self.ensemble) if which is None else which.tolist()
+        rows, xs = act.flatten(0, 1), []
+        for part, e in zip(state.unbind(1), heads, strict=True):
             if act.shape[1] == 1:
-                x = torch.addmm(states[i], rows, act_weight[e].t())
+                x = torch.addmm(part, rows, weights[e].t())
             else:
-                x = (
-                    F.linear(rows, act_weight[e])
-                    .unflatten(0, act.shape[:2])
-                    .add_(states[i][:, None])
-                )
+                x = F.linear(rows, weights[e]).unflatten(0, act.shape[:2]).add_(part[:, None])
                 x = x.flatten(0, 1)
-            for weight, bias, *norm in layers:
-                if norm:
-                    x = F.layer_norm(x, x.shape[-1:], norm[0][e], norm[1][e])
-                x = F.relu_(x)
-                if weight[e].dtype == x.dtype:
-                    x = linear(x, weight[e], bias[e])
-                else:
-                    x = F.linear(x.to(weight[e].dtype), weight[e]).to(x.dtype).add_(bias[e])
-            scores.append(x.view(act.shape[:2]))
-        return torch.stack(scores)
+            xs.append(x)
+        last = len(self.weights) - 1
+        layers = [
+            Layer(*tensors, low=low and i < last)
+            for i, tensors in enumerate(self._layers(low=False))
+        ]
+        return run(xs, layers, "relu", heads).view(-1, *act.shape[:2])
 
     def _batched(self, state: Tensor, act: Tensor, which: Tensor | None) -> Tensor:
         """(B, C, N) and (B, K, H * A) -> (C, B, K), all heads at once."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from offline.batch import Batch
+from offline.batch import IMAGINED, Batch
 from offline.errors import InputError
 from offline.world_model import StateLayout
 
@@ -20,7 +20,7 @@ class ImaginedRing:
     """The newest `capacity` transitions, each equally likely to be drawn.
 
     No one knows how an imagined episode goes on, so `mc_return` and `success` are NaN, and nothing
-    may be cached by `key`, which is -1.
+    may be cached by `key`, which is `IMAGINED`.
 
     Args:
         capacity: transitions kept; the oldest are overwritten.
@@ -78,7 +78,7 @@ class ImaginedRing:
             discount=drawn["discount"],
             mc_return=unknown,
             success=unknown.clone(),
-            key=torch.full((batch_size,), -1),
+            key=torch.full((batch_size,), IMAGINED),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from offline.errors import SpecError
 from offline.linear import Linear
+from offline.stacked import Layer, run
 
 
 class Head(nn.Module):
@@ -127,6 +128,17 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, Linear(inputs, outputs))
 
 
+def run_mlp(net: nn.Sequential, x: Tensor) -> Tensor:
+    """What `net`, made by `mlp`, gives for (B, inputs), in fewer steps."""
+    layers = [layer for layer in net if isinstance(layer, nn.Linear)]
+    norms = [layer for layer in net if isinstance(layer, nn.LayerNorm)]
+    later = [
+        Layer(*(p[None] for p in (layer.weight, layer.bias, norm.weight, norm.bias)))
+        for norm, layer in zip(norms, layers[1:], strict=True)
+    ]
+    return run([layers[0](x)], later, "relu")[0]
+
+
 class TanhGaussian(nn.Module):
     """A policy tanh(Normal(mean(f), std(f))) over flat chunks, in (-1, 1).
 
@@ -144,7 +156,7 @@ class TanhGaussian(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F) -> mean and log std before the tanh, each (B, H * A)."""
-        mean, log_std = self.net(features).chunk(2, dim=-1)
+        mean, log_std = run_mlp(self.net, features).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.LOG_STD)
 
     def sample(

@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from offline.actor_policy import ActorPolicy
+from offline.adam import Adam
 from offline.batch import Batch
 from offline.nets import TanhGaussian
 from offline.rl_config import RLConfig
@@ -55,7 +56,7 @@ class ActorLearner:
     ) -> None:
         self.actor, self.temperature, self.pool = actor, temperature, pool
         self.params = list(actor.parameters())
-        self.optimizer = torch.optim.Adam(self.params, lr=lr, fused=True)
+        self.optimizer = Adam(self.params, lr=lr)
 
     def update(
         self,
@@ -193,9 +194,13 @@ class SAC:
         penalty: Tensor | float = 0.0
         if self.clone_weight:
             penalty = self.clone_weight * self._clone_loss(features, batch)
-        return self.learner.update(
-            features, lambda act: value.score(state, act.unflatten(-1, shape)), generator, penalty
-        )
+        with value.frozen():
+            return self.learner.update(
+                features,
+                lambda act: value.score(state, act.unflatten(-1, shape)),
+                generator,
+                penalty,
+            )
 
     def pretrain(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step of behaviour cloning: the actor's negative log-likelihood of the actions."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,6 +124,18 @@ class ValueFunction(nn.Module):
     def forward(self, obs: Obs, act: Tensor) -> Tensor:
         """(B, K, H, A), normalised by `spec` -> (E, B, K)."""
         return self.score(self.encode(obs), act)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile scores are differentiable in actions alone, which is all that actors need."""
+        params = [param for param in self.parameters() if param.requires_grad]
+        for param in params:
+            param.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for param in params:
+                param.requires_grad_(True)
 
     def tighten(self) -> None:
         """Bring heads with a Lipschitz bound back within it; to be called after every step."""

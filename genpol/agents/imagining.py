@@ -75,7 +75,9 @@ def make_imagination(
     """
     shares = [Share("online", replay, 1.0)]
     if data is not None:
-        share = config.offline_fraction / max(1 - config.imagined_fraction, 1e-9)
+        share = 0.5  # where nothing real is in the batches
+        if config.imagined_fraction < 1:
+            share = config.offline_fraction / (1 - config.imagined_fraction)
         shares = [Share("offline", data, min(share, 1.0)), Share("online", replay, 0.0)]
         shares[1] = Share("online", replay, 1 - shares[0].fraction)
     policy = policy_anywhere(agent)

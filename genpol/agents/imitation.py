@@ -2,7 +2,9 @@
 
     minimise  E_{(s, a) ~ batch} [ loss(s, a) ],   average <- average + (1 - d) (policy - average)
 
-with the policy's own loss (denoising, flow matching, likelihood) and no gradient from any value:
+over what was really done: what a world model imagines follows choices of this very agent that
+nothing has put to the test. The loss is the policy's own (denoising, flow matching, likelihood),
+and there is no gradient from any value:
 EXPO (arXiv 2507.07986, section 4.1), IDQL (arXiv 2304.10573) and FQL (arXiv 2502.02538) train
 their expressive policy by it alone.
 """
@@ -19,7 +21,7 @@ from torch import Generator, Tensor
 from genpol.clone import MAX_GRAD_NORM, follow
 from genpol.policies import ChunkPolicy
 from genpol.policies.one_step import NO_LOSS
-from offline.batch import Batch
+from offline.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
 from offline.types import Policy
@@ -103,8 +105,9 @@ class Imitation(Generic[P]):
         if self._trained is None:
             return {}
         obs, act = batch.obs, batch.act
-        if self.filter == "success":
-            rows = (batch.success == 1).nonzero()[:, 0]  # NaN is not 1
+        kept = self._kept(batch)
+        if kept is not None:
+            rows = kept.nonzero()[:, 0]
             if not len(rows):
                 zero = torch.zeros((), device=act.device)
                 return {"base/loss": zero, "base/grad_norm": zero}
@@ -117,6 +120,14 @@ class Imitation(Generic[P]):
         follow(self._averaged, self._weights, self.steps, self.ema)
         self.steps += 1
         return {"base/loss": loss.detach(), "base/grad_norm": norm.detach()}
+
+    def _kept(self, batch: Batch) -> Tensor | None:
+        """(B,) bool, the rows to imitate; None is all of them."""
+        if self.filter == "success":
+            return batch.success == 1  # NaN is not 1
+        if batch.key is None or not (imagined := batch.key == IMAGINED).any():
+            return None
+        return ~imagined
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average and optimiser; only the weights if frozen, nothing of a black box."""

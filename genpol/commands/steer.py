@@ -87,6 +87,21 @@ def run(config: Steer) -> None:
     print(f"open {(config.output / 'index.html').resolve()}")
 
 
+def require_success(env: Any) -> None:
+    """Check that episodes can be judged.
+
+    Raises:
+        InputError: the environment never says whether its task was achieved.
+    """
+    from offline.errors import InputError
+
+    if not env.has_success:
+        raise InputError(
+            f'steering is judged by success, and "{env.name}" does not say when its task is '
+            'achieved: pass an environment whose info has "success"'
+        )
+
+
 def steer(config: Steer) -> SteerResult:
     """The whole evaluation; also leaves the run folder.
 
@@ -103,6 +118,7 @@ def steer(config: Steer) -> SteerResult:
     check(config)
     values, env_name = load_values(config)
     probe = make_env(env_name, max_steps=config.max_steps)
+    require_success(probe)
     language = config.instruction or probe.language
     policy = load_policy(config.policy, config, probe, language, values.spec.chunk)
     filtered = (

@@ -81,6 +81,7 @@ def load_inputs(config: Train) -> Inputs:
     """
     from genpol.commands.train_starts import load_base, load_value
     from offline.errors import InputError
+    from offline.world_model import StateLayout
     from robots.envs import check_env_name, make_env
 
     if config.env is not None:
@@ -132,6 +133,8 @@ def load_inputs(config: Train) -> Inputs:
     if config.base is not None:
         load_base(config, inputs, probe)
     inputs.obs_shapes = _obs_shapes(config, inputs, probe)
+    if config.world_model != "none":
+        StateLayout.of(inputs.obs_shapes)  # refuses images, before anything takes time
     if inputs.obs_stats is None:
         inputs.observed = _observe(probe, inputs.obs_shapes, config.seed)
     probe.close()

@@ -24,7 +24,7 @@ from toy_bandit import (
 from genpol.agents.bc import BC
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import load_policy
-from offline.batch import Batch
+from offline.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 
@@ -90,6 +90,18 @@ def test_only_rows_known_to_have_succeeded_weigh():
     assert metrics == plain.update(taken(batch, [0, 3]), generator(5))
     assert same(filtered.policy, plain.policy)
     assert not same(filtered.policy, base_policy())
+
+
+def test_what_is_imagined_is_not_imitated():
+    batch = demonstrations(5, generator())
+    mixed = dataclasses.replace(batch, key=torch.tensor([3, IMAGINED, -1, IMAGINED, 0]))
+    learner, plain = imitation(), imitation()
+    metrics = learner.update(mixed, generator(5))
+    assert metrics == plain.update(taken(batch, [0, 2, 4]), generator(5))
+    assert same(learner.policy, plain.policy)
+    nothing_real = dataclasses.replace(batch, key=torch.full((5,), IMAGINED))
+    assert learner.update(nothing_real, generator(5)) == {"base/loss": 0, "base/grad_norm": 0}
+    assert same(learner.policy, plain.policy)
 
 
 def test_a_batch_without_success_changes_nothing():

@@ -131,6 +131,7 @@ def refused(capsys, words: list[str]) -> str:
     [
         (["--env", "metaworld/pick-plac-v3"], 'Did you mean "metaworld/pick-place-v3"'),
         (["--env", "metaworld/push-v3"], "metaworld/reach-v3"),
+        (["--env", "Hopper-v5", "--any-task"], '"Hopper-v5" does not say when its task'),
         (["--num-candidates", "0"], "--num-candidates must be at least 1"),
         (["--temperature", "-1"], "--temperature must not be negative"),
         (["--margin", "-1"], "--margin must not be negative"),

@@ -17,6 +17,7 @@ from genpol.agents.deploy import load_expo, load_trained
 from genpol.commands.train import Train
 from genpol.commands.train_inputs import load_inputs
 from genpol.commands.train_wiring import make_loop
+from offline.batch import IMAGINED
 from offline.lipschitz import layer_sigmas
 from offline.value import ValueFunction
 from offline.world_model import Prediction, StateLayout
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 LAYOUT = StateLayout({"state": 3})
+GAMMA_H = float(torch.tensor(0.99**2))
 STATE = {"state": torch.tensor([[0.5, -0.5, 0.2]])}
 
 
@@ -119,24 +121,12 @@ def test_an_agent_learns_without_a_step(demos, tmp_path):
     numbers = summary(run)
     assert (numbers["train/env_steps"], numbers["train/updates"]) == (0, 30)
     assert numbers["train/episodes"] == 0 and math.isfinite(numbers["eval/return"])
-    loop = state(run)["loop"]
-    assert len(loop["imagination"]["ring"]["rows"]["reward"]) == 64  # of which none are real
+    ring = state(run)["loop"]["imagination"]["ring"]["rows"]
+    assert len(ring["reward"]) == 64 and set(ring["discount"].tolist()) <= {0.0, GAMMA_H}
     # Now it acts, and learns on.
     assert resume(run, steps=12) == 0
     assert summary(run)["train/env_steps"] == 12
     assert [row["step"] for row in rows(run)][-2:] == ["36", "42"]
-
-
-def test_rewards_and_ends_are_those_of_the_data(demos, tmp_path):
-    """What is imagined in a sparse task costs 1 a step, as the data does."""
-    options = {"data": demos, "steps": 0, "offline_updates": 1, "eval_episodes": 1}
-    options |= {"world_model": "mse", "model_hidden": (32, 32), "model_updates": 300}
-    options |= {"rollouts_per_step": 20, "imagined_capacity": 1000, "output": tmp_path / "run"}
-    assert train(**(MODELLED | options)) == 0
-    ring = state(tmp_path / "run")["loop"]["imagination"]["ring"]["rows"]
-    alive = ring["discount"] > 0
-    assert alive.sum() > 40 and torch.allclose(ring["discount"][alive], torch.tensor(0.99**2))
-    assert ring["reward"][alive].median() == pytest.approx(-1 - 0.99, abs=0.1)
 
 
 # --------------------------------------------------------------------------------- what is imagined
@@ -172,7 +162,7 @@ def test_imagined_transitions_are_in_every_batch(demos, tmp_path):
         for state_, act in zip(batch.obs["state"], batch.act, strict=True):
             same = (ring["state"] == state_).all(1) & (ring["act"] == act).all((1, 2))
             counts[-1] += bool(same.any())
-        assert int((batch.key < 0).sum()) == counts[-1]
+        assert int((batch.key == IMAGINED).sum()) == counts[-1]
         return batch
 
     def one_more(size, generator=None):
@@ -184,6 +174,17 @@ def test_imagined_transitions_are_in_every_batch(demos, tmp_path):
     assert counts == [2] * 8  # of 8, from the first update on
     assert loop.mixture.counts(8) == {"offline": 4, "online": 2, "imagined": 2}
     loop.envs.close()
+
+
+def test_branches_begin_where_batches_come_from(demos, tmp_path):
+    def shares(name, **options):
+        loop = make(tmp_path / name, data=demos, **options)
+        loop.envs.close()
+        return {share.name: share.fraction for share in loop.imagination.real.shares}
+
+    assert shares("a", imagined_fraction=0.5, offline_fraction=0.125)["offline"] == 0.25
+    # Of imagined data alone, too, an agent can learn before its first step.
+    assert shares("b", imagined_fraction=1.0, offline_fraction=0.0)["offline"] == 0.5
 
 
 def true_value(model, state, steps=40, discount=0.9):
@@ -212,7 +213,7 @@ def test_values_are_learnt_from_imagination_alone(tmp_path, monkeypatch):
         rollouts_per_step=20,
         imagined_capacity=4000,
         model_every=20,
-        batch_size=64,
+        batch_size=32,
         hidden=(32, 32),
         discount=0.9,
         lr=3e-3,
@@ -220,9 +221,9 @@ def test_values_are_learnt_from_imagination_alone(tmp_path, monkeypatch):
         start_steps=30,
         utd=4,
     )
-    loop.run(180)
+    loop.run(100)
     batch = loop.mixture.sample(500, torch.Generator().manual_seed(0))
-    assert loop.mixture.counts(64) == {"imagined": 64} and (batch.key == -1).all()
+    assert loop.mixture.counts(32) == {"imagined": 32} and (batch.key == IMAGINED).all()
     at = batch.obs["state"]
     act = 0.5 * torch.sign(torch.stack([at[:, 2] - at[:, 0], -at[:, 1]], 1))
     with torch.no_grad():

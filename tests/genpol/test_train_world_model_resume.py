@@ -30,8 +30,8 @@ SLOW = {
     "rlpd": {"agent": "rlpd", "world_model": "vagram", "value_diversity": 1, "num_envs": 3},
     "sac": {"agent": "sac", "start_steps": 6},
     "dsrl": {"agent": "dsrl", "lipschitz": "spectral", "rollout_lengths": (2, 2)},
-    "idql": {"agent": "idql", "world_model": "vagram", "offline_updates": 9},
-    "black box": {"base": "black_boxes:Aim", "search_depth": 2, "rollout_lengths": (2, 2)},
+    "idql": {"agent": "idql", "world_model": "vagram", "offline_updates": 6},
+    "black box": {"base": "black_boxes:Aim", "search_depth": 2, "update_after": 11},
     "search alone": {"search_depth": 2, "imagined_fraction": 0.0},
 }
 

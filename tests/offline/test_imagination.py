@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator
 
-from offline.batch import Batch
+from offline.batch import IMAGINED, Batch
 from offline.errors import InputError
 from offline.imagination import Imagination, imagine_chunk
 from offline.mixture import Mixture, Share
@@ -157,7 +157,7 @@ def test_what_is_drawn_is_a_batch_like_any_other():
     torch.testing.assert_close(moved, batch.act.sum(1))
     assert torch.equal(batch.discount == 0, batch.next_obs["state"][:, 0] >= 4)
     assert batch.mc_return.isnan().all() and batch.success.isnan().all()
-    assert (batch.key == -1).all()
+    assert (batch.key == IMAGINED).all()
 
 
 def test_actions_are_clipped_like_those_that_are_executed():
