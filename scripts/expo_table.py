@@ -37,7 +37,7 @@ COLUMNS = (
 # enough that clones sometimes succeed, and enough that they mostly do not.
 TASKS = {"pick-place-v3": (0.015, 0.028), "push-v3": (0.02, 0.03), "sweep-v3": (0.012, 0.022)}
 TUNING_BIAS = (0.01, 0.035)  # of the seeds from 1000 up
-LEVEL = 0.6  # success to reach, and to hold at the next evaluation as well
+LEVELS = (0.6, 0.8)  # success to reach, and to hold at the next evaluation as well
 COLLECT: dict[str, Any] = {
     "episodes": 40,
     "operators": "two-mode",
@@ -228,10 +228,10 @@ def fill(options: argparse.Namespace) -> None:
             rows = curve_of(cell, arm, options.threads)
             table.add(*rows)
         reached = steps_to_level([(r["step"], r["success"]) for r in rows])
-        print(f"{task} {arm} seed {seed}: {reached} steps to {LEVEL:.0%}", flush=True)
+        print(f"{task} {arm} seed {seed}: {reached} steps to {LEVELS[0]:.0%}", flush=True)
 
 
-def steps_to_level(curve: list[tuple[int, float]], level: float = LEVEL) -> float:
+def steps_to_level(curve: list[tuple[int, float]], level: float = LEVELS[0]) -> float:
     """The first evaluation from which two in a row reach the level; infinity if none."""
     curve = sorted(curve)
     for (step, success), (_, following) in zip(curve, curve[1:], strict=False):
@@ -244,9 +244,9 @@ def steps_to_level(curve: list[tuple[int, float]], level: float = LEVEL) -> floa
 class Outcome:
     """The runs of one arm on one task, seed by seed."""
 
-    steps: list[float]
-    """To the level; infinity if never."""
-    ends: list[float]
+    steps: dict[float, list[float]]
+    """To each level; infinity if never."""
+    ends: dict[float, list[float]]
     """The same; the run's last step if never."""
     final: list[float]
     """Mean success over the last five evaluations."""
@@ -262,10 +262,14 @@ class Outcome:
             curves.setdefault(seed, []).append((int(row["step"]), float(row["success"])))
             seconds[seed] = max(seconds.get(seed, 0.0), float(row["cpu_seconds"]))
         ordered = [sorted(curve) for _, curve in sorted(curves.items())]
-        steps = [steps_to_level(curve) for curve in ordered]
+        steps = {x: [steps_to_level(curve, x) for curve in ordered] for x in LEVELS}
+        ends = {
+            x: [min(s, curve[-1][0]) for s, curve in zip(steps[x], ordered, strict=True)]
+            for x in LEVELS
+        }
         return cls(
             steps,
-            [min(s, curve[-1][0]) for s, curve in zip(steps, ordered, strict=True)],
+            ends,
             [float(np.mean([success for _, success in curve[-5:]])) for curve in ordered],
             [second / 60 for second in seconds.values()],
         )
@@ -275,14 +279,17 @@ def report(rows: list[dict[str, str]]) -> str:
     """Markdown: steps to the level and final success by task and arm, with intervals."""
     from genpol.stats import iqm, iqm_interval
 
+    levels = " and ".join(f"{level:.0%}" for level in LEVELS)
     lines = [
-        f"Environment steps until two evaluations in a row reach {LEVEL:.0%} on 50 layouts, and",
-        "success over the last five evaluations; interquartile mean over seeds with 95 % bootstrap",
-        "intervals (`python -m scripts.expo_table`). Runs that never get there count with the last",
-        "step of the run, which favours them. Success at first is that of what acts: of EXPO and",
-        "best-of-N the best by a critic that knows nothing yet.",
+        f"Environment steps until two evaluations in a row reach {levels} on 50 layouts, in how",
+        "many of the runs, and success over the last five evaluations; interquartile mean over seeds",
+        "with 95 % bootstrap intervals (`python -m scripts.expo_table`). Runs that never get there",
+        "count with their last step, which favours them. Success at first is that of what acts: of",
+        "EXPO and best-of-N the best by a critic that knows nothing yet.",
         "",
-        "| task | arm | seeds | steps to it | got there | at first | in the end | CPU minutes |",
+        "| task | arm | seeds | at first | "
+        + " | ".join(f"steps to {level:.0%}" for level in LEVELS)
+        + " | in the end | CPU minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     found: dict[tuple[str, str], Outcome] = {}
@@ -292,15 +299,16 @@ def report(rows: list[dict[str, str]]) -> str:
             if not here:
                 continue
             found[task, arm] = outcome = Outcome.of(here)
-            middle, low, high = iqm_interval(outcome.final, np.random.default_rng(0))
-            usual, few, many = iqm_interval(outcome.ends, np.random.default_rng(0))
             first = np.mean([float(row["success"]) for row in here if row["step"] == "0"])
-            lines.append(
-                f"| {task} | {arm} | {len(outcome.steps)} | {usual:,.0f} ({few:,.0f}-{many:,.0f}) "
-                f"| {sum(np.isfinite(outcome.steps))}/{len(outcome.steps)} | {100 * first:.0f} | "
-                f"{100 * middle:.0f} ({100 * low:.0f}-{100 * high:.0f}) | "
-                f"{np.mean(outcome.minutes):.0f} |"
-            )
+            cells = [task, arm, str(len(outcome.final)), f"{100 * first:.0f}"]
+            for level in LEVELS:
+                usual, few, many = iqm_interval(outcome.ends[level], np.random.default_rng(0))
+                got = f"{sum(np.isfinite(outcome.steps[level]))}/{len(outcome.final)}"
+                cells.append(f"{usual:,.0f} ({few:,.0f}-{many:,.0f}), {got}")
+            middle, low, high = iqm_interval(outcome.final, np.random.default_rng(0))
+            cells.append(f"{100 * middle:.0f} ({100 * low:.0f}-{100 * high:.0f})")
+            cells.append(f"{np.mean(outcome.minutes):.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Steps that others need for each of EXPO's (interquartile means):", ""]
     for task in TASKS:
         told = []
@@ -308,8 +316,12 @@ def report(rows: list[dict[str, str]]) -> str:
             if (task, "expo") not in found or (task, arm) not in found:
                 continue
             other, mine = found[task, arm], found[task, "expo"]
-            bound = "at least " if not np.isfinite(other.steps).all() else ""
-            told.append(f"{arm} {bound}{iqm(other.ends) / max(iqm(mine.ends), 1):.1f}")
+            for level in LEVELS:
+                if not np.isfinite(mine.steps[level]).any():
+                    continue
+                bound = "" if np.isfinite(other.steps[level]).all() else "at least "
+                ratio = iqm(other.ends[level]) / max(iqm(mine.ends[level]), 1)
+                told.append(f"{arm} {bound}{ratio:.1f} to {level:.0%}")
         if told:
             lines.append(f"- {task}: {', '.join(told)}.")
     return "\n".join(lines)

@@ -35,9 +35,10 @@ def test_rows_become_medians_of_the_middle_and_censored_runs_are_told():
     ]
     report = script.report(rows)
     lines = {line.split(" | ")[1]: line for line in report.splitlines() if " | " in line}
-    assert "- push-v3: bestofn at least 1.7." in report  # 2,500 against 1,500
-    assert "| 2 | 1,500 (" in lines["expo"] and "| 2/2 |" in lines["expo"]
-    assert "| 2 | 2,500 (" in lines["bestofn"] and "| 1/2 |" in lines["bestofn"]
+    # 2,500 against 1,500
+    assert "- push-v3: bestofn at least 1.7 to 60%, bestofn at least 1.7 to 80%." in report
+    assert "| 2 | 20 | 1,500 (" in lines["expo"] and "2/2 |" in lines["expo"]
+    assert "| 2 | 20 | 2,500 (" in lines["bestofn"] and "1/2 |" in lines["bestofn"]
     assert lines["expo"].endswith("| 3 |")
 
 
