@@ -282,10 +282,10 @@ def report(rows: list[dict[str, str]]) -> str:
     levels = " and ".join(f"{level:.0%}" for level in LEVELS)
     lines = [
         f"Environment steps until two evaluations in a row reach {levels} on 50 layouts, in how",
-        "many of the runs, and success over the last five evaluations; interquartile mean over seeds",
-        "with 95 % bootstrap intervals (`python -m scripts.expo_table`). Runs that never get there",
-        "count with their last step, which favours them. Success at first is that of what acts: of",
-        "EXPO and best-of-N the best by a critic that knows nothing yet.",
+        "many of the runs, and success over the last five evaluations; interquartile mean over",
+        "seeds with 95 % bootstrap intervals (`python -m scripts.expo_table`). Runs that never get",
+        "there count with their last step, which favours them. Success at first is that of what",
+        "acts: of EXPO and best-of-N the best by a critic that knows nothing yet.",
         "",
         "| task | arm | seeds | at first | "
         + " | ".join(f"steps to {level:.0%}" for level in LEVELS)
