@@ -142,6 +142,40 @@ def _name_levels(axes: Any, end: float, first: float, last: float, percent: bool
         )
 
 
+def comparison_chart(logs: Mapping[str, Log], unit: str = "environment steps") -> bytes:
+    """Return of the evaluations of several runs, named at the right; the first one stands out."""
+    from matplotlib.figure import Figure
+
+    chart = Figure(figsize=(9.2, 3.6), dpi=110, layout="constrained")
+    axes = chart.subplots()
+    curves = {name: known(log, "eval/return") for name, log in logs.items()}
+    end = max(float(steps[-1]) for steps, _ in curves.values())
+    axes.set(xlabel=unit, ylabel="mean return", xlim=(-0.02 * end, 1.2 * end))
+    colours = (BLUE, "#6e6e73", GREEN, INK)
+    for colour, (steps, values) in zip(colours, curves.values(), strict=False):
+        axes.plot(steps, values, "o-", ms=4.5, color=colour, clip_on=False, zorder=3)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.0), high)
+    ends = sorted((float(values[-1]), name) for name, (_, values) in curves.items())
+    place, least = -np.inf, 0.07 * (high - low)  # names apart from each other
+    for value, name in ends:
+        place = max(value, place + least)
+        colour = colours[list(curves).index(name)]
+        axes.annotate(
+            f"{name} {value:.4g}",
+            (end, place),
+            (9, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=10,
+            annotation_clip=False,
+        )
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _plain(axes)
+    return _png(chart)
+
+
 def diagnostic_charts(log: Log) -> bytes | None:
     """Small multiples of how learning went; None where there is nothing to draw yet."""
     shown: list[Curve] = []

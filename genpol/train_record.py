@@ -87,8 +87,19 @@ def read_run(folder: Path) -> TrainRecord:
 
 
 def commands(run: TrainRecord) -> str:
-    """The run's own command, with the options that are not the defaults, and those that follow."""
+    """The run's own command, and those that follow."""
     config, folder = run.config, shlex.quote(str(run.folder.resolve()))
+    lines = [same_again(run)]
+    if (run.folder / "value").is_dir():
+        env = shlex.quote(str(config["env"]))
+        lines.append(f"genpol steer --policy {folder} --value {folder} --env {env}")
+    more = 2 * int(config["steps"]) or TrainConfig.steps
+    return "\n".join([*lines, f"genpol train --resume {folder} --steps {more}"])
+
+
+def same_again(run: TrainRecord) -> str:
+    """The run's own command, with the options that are not the defaults."""
+    config = run.config
     defaults: dict[str, Any] = dict.fromkeys(("env", "data", "base", "value", "max_steps"))
     defaults |= {"distractors": 0} | {f.name: f.default for f in fields(TrainConfig)}
     defaults |= usual(
@@ -99,12 +110,7 @@ def commands(run: TrainRecord) -> str:
         given = _option(name, config.get(name, default))
         if name != "agent" and given != _option(name, default):
             parts.append(given)
-    lines = [_folded([*parts, "--output runs/again"])]
-    if (run.folder / "value").is_dir():
-        env = shlex.quote(str(config["env"]))
-        lines.append(f"genpol steer --policy {folder} --value {folder} --env {env}")
-    more = 2 * int(config["steps"]) or TrainConfig.steps
-    return "\n".join([*lines, f"genpol train --resume {folder} --steps {more}"])
+    return _folded([*parts, "--output runs/again"])
 
 
 def _option(name: str, value: Any) -> str:

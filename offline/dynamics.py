@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from offline.normalizer import CLIP, STD_FLOOR
 from offline.stacked import Layer, run
 from offline.world_model import Prediction, StateLayout, Steps
 
+Dtype = Literal["float32", "bfloat16"]
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(state (N, D), act (N, A) normalised, next_state (N, D)) -> (N,)."""
 
@@ -61,6 +63,8 @@ class Dynamics(nn.Module):
         ensemble: E.
         elites: how many members predict; all of them, if E is less.
         probabilistic: members predict a Gaussian, else numbers.
+        dtype: "bfloat16" multiplies hidden layers in it while learning, that is with gradients
+            enabled; predictions never use it.
         reward: known rule for the reward, in the units to learn in, instead of a learnt one.
         terminated: known rule for termination, (N,) bool, instead of a learnt one.
     """
@@ -83,11 +87,13 @@ class Dynamics(nn.Module):
         elites: int = 5,
         *,
         probabilistic: bool = False,
+        dtype: Dtype = "float32",
         reward: Rule | None = None,
         terminated: Rule | None = None,
     ) -> None:
         super().__init__()
         self.layout, self.ensemble, self.probabilistic = layout, ensemble, probabilistic
+        self.dtype = dtype
         self.reward_rule, self.termination_rule = reward, terminated
         outputs = layout.dim + 1
         sizes = (layout.dim + action, *hidden, outputs * (1 + probabilistic) + 1)
@@ -168,8 +174,10 @@ class Dynamics(nn.Module):
         return run(x.unbind(), self._layers(), "silu")
 
     def _layers(self) -> list[Layer]:
+        low = self.dtype == "bfloat16" and torch.is_grad_enabled()
+        inner = range(1, len(self.weights) - 1)
         pairs = zip(self.weights, self.biases, strict=True)
-        return [Layer(*pair, bare=i == 0) for i, pair in enumerate(pairs)]
+        return [Layer(*p, bare=i == 0, low=low and i in inner) for i, p in enumerate(pairs)]
 
     def _read(self, raw: Tensor, members: Tensor | None) -> Outputs:
         """Raw outputs (C, N, outputs), or with `members` (N,) those (N, outputs) of one per row."""

@@ -38,7 +38,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from offline.adam import Adam
 from offline.dynamics import Dynamics, Outputs
 from offline.errors import InputError
 from offline.held_out import split_rows
@@ -87,12 +86,13 @@ class ModelTraining:
     def __init__(self, model: Dynamics, config: WorldModelConfig) -> None:
         self.model, self.config = model, config
         rest = [p for name, p in model.named_parameters() if not name.startswith("weights.")]
-        self.optimizer = Adam(
+        self.optimizer = torch.optim.Adam(
             [
                 {"params": list(model.weights), "weight_decay": config.model_weight_decay},
                 {"params": rest, "weight_decay": 0.0},
             ],
             lr=config.model_lr,
+            fused=True,
         )
 
     def fit(

@@ -21,7 +21,6 @@ import torch
 from torch import Generator, Tensor
 
 from offline.actor_policy import ActorPolicy
-from offline.adam import Adam
 from offline.batch import Batch
 from offline.nets import TanhGaussian
 from offline.rl_config import RLConfig
@@ -56,7 +55,7 @@ class ActorLearner:
     ) -> None:
         self.actor, self.temperature, self.pool = actor, temperature, pool
         self.params = list(actor.parameters())
-        self.optimizer = Adam(self.params, lr=lr)
+        self.optimizer = torch.optim.Adam(self.params, lr=lr, fused=True)
 
     def update(
         self,

@@ -2,11 +2,10 @@
 
     h_0 = x_0,    h_i = W_i f(n_i(h_{i-1})) + b_i,    n LayerNorm or nothing, f ReLU or SiLU
 
-On a CPU the products of a batch of 256 take less time than what surrounds them: automatic
-differentiation visits a dozen nodes for each network and layer, gathers the gradients of single
-networks into those of the stacked parameters, and computes weights' gradients whether anybody asks
-for them or not. Here all that is one node. A gradient's gradient (create_graph) is left to
-automatic differentiation, by way of `plain`.
+On a CPU much of an update of small networks is not products but what surrounds them: automatic
+differentiation visits several nodes for each network and layer, and gathers the gradients of single
+networks into those of the stacked parameters. Here all that is one node. A gradient's gradient
+(create_graph) is left to automatic differentiation.
 
 Shape legend: E networks, B rows, N hidden units.
 """
@@ -89,7 +88,7 @@ def _plain(
     for x, e in zip(xs, which, strict=True):
         for weight, bias, norm, low, bare in _layers([t[e] for t in split], kinds):
             if norm:
-                x = F.layer_norm(x, x.shape[-1:], *norm, EPS)
+                x = F.layer_norm(x, x.shape[-1:], norm[0], norm[1], EPS)
             if not bare:
                 x = x.relu() if activation == "relu" else F.silu(x)
             if low:
@@ -187,9 +186,10 @@ class _Stacked(torch.autograd.Function):
             elif whole:
                 grads.append(torch.stack(parts))
             else:
-                grads.append(param.new_zeros(param.shape))
+                some = param.new_zeros(param.shape)
                 for e, part in zip(which, parts, strict=True):
-                    grads[-1][e] += part
+                    some[e] += part
+                grads.append(some)
         return (None, None, None, *x_grads, *grads)
 
 

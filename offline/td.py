@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from offline.adam import Adam
 from offline.batch import Batch
 from offline.calql import td_loss, track
 from offline.types import Obs
@@ -129,7 +128,7 @@ class TDCritic:
         self.target = copy.deepcopy(value).requires_grad_(False).eval()
         self.target_rate, self.penalty = target_rate, penalty
         self.params = list(value.parameters())
-        self.optimizer = Adam(self.params, lr=lr)
+        self.optimizer = torch.optim.Adam(self.params, lr=lr, fused=True)
 
     def update(self, batch: Batch, next_value: Tensor, generator: Generator) -> dict[str, Tensor]:
         """One step towards R + discount * next_value, (B,), and of the target.

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offline.adam import Adam
-
 
 class Temperature:
     """alpha, which falls while the entropy is above its target and rises while it is below.
@@ -34,7 +32,7 @@ class Temperature:
     ) -> None:
         self.target_entropy = target_entropy
         self.log = torch.tensor(math.log(initial), device=device, requires_grad=True)
-        self.optimizer = Adam([self.log], lr=lr)
+        self.optimizer = torch.optim.Adam([self.log], lr=lr)
 
     @property
     def value(self) -> Tensor:

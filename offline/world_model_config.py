@@ -24,6 +24,9 @@ class WorldModelConfig:
     """Models that are used, those that predict held-out data best."""
     model_hidden: tuple[int, ...] = (200, 200, 200, 200)
     """Units of each hidden layer of a model."""
+    model_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the models' hidden layers in training; weights, what is held out and what is
+    imagined stay float32."""
     model_lr: float = 1e-3
     """Learning rate of the models."""
     model_weight_decay: float = 5e-5

@@ -57,3 +57,12 @@ def test_the_cost_of_training_is_that_of_the_committed_bench():
         assert f"| {update:.2g} | {step:.2f} | {found['bench/first_update_s']:.1f} s |" in readme
         assert found["bench/agreement_bf16"] > 0.997
         assert abs(found["bench/agreement_two_step"] - 0.83) < 0.01
+
+
+def test_the_learning_table_is_that_of_the_committed_rows():
+    from scripts import expo_table
+
+    rows = expo_table.Table(expo_table.RESULTS, expo_table.COLUMNS).rows()
+    block = expo_table.report(rows)
+    assert block in (ROOT / "README.md").read_text()
+    assert "| pick-place-v3 | expo |" in block

@@ -52,6 +52,7 @@ def make_dynamics(
             config.ensemble,
             config.elites,
             probabilistic=config.world_model == "mle",
+            dtype=config.model_dtype,
             reward=reward,
             terminated=terminated,
         )

@@ -35,6 +35,8 @@ class BenchWorldModel:
     """Updates of critic and actor for each environment step."""
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
     """As in `genpol train`; the peer has float32."""
+    model_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The same of the models."""
     peer: str | None = None
     """Python of an environment with mbrl 0.2.0: measure it too; see scripts/mbrl_peer.py."""
     seed: int = 0
@@ -71,8 +73,8 @@ def settings(config: BenchWorldModel) -> Train:
         config.rollouts_per_step * config.model_every % SIZES["--elites"]
     ):
         raise InputError(
-            "--rollouts-per-step times --model-every must be above 0 and divide by the 5 elites, as "
-            f"the peer wants it, received {config.rollouts_per_step} and {config.model_every}"
+            "--rollouts-per-step times --model-every must be above 0 and divide by the 5 elites, "
+            f"as the peer wants it, received {config.rollouts_per_step} and {config.model_every}"
         )
     first = config.explore + config.model_every - 1
     updates = model_updates(config.explore, config.model_every, config.model_epochs)
@@ -94,6 +96,7 @@ def settings(config: BenchWorldModel) -> Train:
         "policy_utd": float(config.sac_updates),
         "target_entropy": -3.0,
         "critic_dtype": config.critic_dtype,
+        "model_dtype": config.model_dtype,
         "seed": config.seed,
         "output": config.output,
         "videos": 0,

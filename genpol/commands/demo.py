@@ -41,7 +41,7 @@ def run(config: Demo) -> None:
 
     hush()
     panels: list[Panel] = []
-    for part in (images, steering, training):
+    for part in (images, steering, training, world_model):
         made = part(config)
         if made is None:
             print("the demo was stopped; the same command starts it afresh")
@@ -170,6 +170,21 @@ def training(config: Demo) -> list[Panel] | None:
     first, *rest = panels(folder, chosen=2)
     found = [Panel(first.title, paragraph(story) + first.html), *rest]
     return [replace(panel, title=f"Trained by reward: {panel.title}") for panel in found]
+
+
+def world_model(config: Demo) -> list[Panel] | None:
+    """Train SAC with a world model and without one; None when interrupted."""
+    from genpol.allocator import keep_freed_memory
+    from genpol.commands.demo_world_model import ARMS, panel, train_both
+
+    keep_freed_memory()
+    folder = config.output / "world-model"
+    for arm in ARMS:
+        remove_earlier(folder / arm, "train")
+    with one_thread():
+        if not train_both(folder, config.seed):
+            return None
+    return [panel(folder)]
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The demo's part that trains by reward, from the shipped assets, at a fraction of its length."""
+"""The demo's parts that train policies by reward, at a fraction of their length."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,37 @@ def test_training_ends_with_panels(tmp_path, monkeypatch, capsys):
     assert (run / "value").is_dir() and (run / "edit").is_dir()
 
 
+def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    from genpol.commands import demo_world_model
+    from genpol.train_record import read_run
+
+    short = {"steps": 36, "start_steps": 20, "update_after": 20, "batch_size": 8, "max_steps": 9}
+    few = {"eval_every": 18, "eval_episodes": 2, "wandb": "disabled", "log_every": 4}
+    small = {"model_hidden": (8, 8), "model_updates": 10, "model_holdout": 0.2, "model_every": 20}
+    shared, model = demo_world_model.SHARED, demo_world_model.MODEL
+    monkeypatch.setattr(demo_world_model, "SHARED", shared | short | few | {"hidden": (8, 8)})
+    monkeypatch.setattr(demo_world_model, "MODEL", model | small | {"imagined_capacity": 64})
+    threads = torch.get_num_threads()
+    found = demo.world_model(demo.Demo(output=tmp_path, seed=1000))
+    assert found is not None and torch.get_num_threads() == threads
+    (html,) = (panel.html for panel in found)
+    assert html.count("<video") + html.count("image/gif") == 2 and html.count("image/png") == 1
+    words = re.sub("<[^>]*>", "", html)
+    assert "before training: " in words and "after it: " in words and "nan" not in words
+    assert "3 networks of 8 x 8 units" in html and "--world-model mle" in html
+    runs = [read_run(tmp_path / "world-model" / arm) for arm in demo_world_model.ARMS]
+    modelled, plain = (run.config | {"output": ""} for run in runs)
+    differing = {name for name in plain if plain[name] != modelled[name]}
+    assert differing == set(demo_world_model.MODEL) and modelled["seed"] == 1000
+    assert runs[0].summary["train/updates"] == runs[1].summary["train/updates"] == 5 * 17
+    ends = [run.at("eval/return", 36) for run in runs]
+    assert f"{ends[0]:.4g} with the model and {ends[1]:.4g} without" in words
+
+
 def test_an_interrupt_ends_without_panels(tmp_path, monkeypatch):
     from genpol.commands import train
 
     monkeypatch.setattr(train, "train", lambda *_: {})
     assert demo.training(demo.Demo(output=tmp_path)) is None
+    assert demo.world_model(demo.Demo(output=tmp_path)) is None

@@ -1,0 +1,165 @@
+"""The demo's part about world models: SAC that learns from imagination, and SAC that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genpol.commands.train import Train
+    from genpol.report import Panel
+    from genpol.train_record import TrainRecord
+
+# What both runs are alike in: steps, updates per step, batches, networks, evaluation.
+SHARED: dict[str, Any] = {
+    "agent": "sac",
+    "env": "InvertedPendulum-v5",
+    "steps": 2_000,
+    "max_steps": 300,  # of an episode: long enough to see who balances, and a film of 15 seconds
+    "start_steps": 300,
+    "update_after": 300,
+    "utd": 5.0,
+    "policy_utd": 5.0,
+    "batch_size": 128,
+    "hidden": (128, 128),
+    "lr": 1e-3,
+    "target_rate": 0.01,
+    "eval_every": 200,
+    "eval_episodes": 20,
+    "log_every": 100,
+    "videos": 1,
+    "device": "cpu",
+    "wandb": "offline",
+}
+MODEL: dict[str, Any] = {  # what only one of them has
+    "world_model": "mle",
+    "ensemble": 3,
+    "elites": 2,
+    "model_hidden": (64, 64),
+    "model_every": 100,
+    "model_updates": 300,
+    "imagined_fraction": 0.95,
+    "rollouts_per_step": 40,
+    "rollout_lengths": (1, 5),
+    "rollout_schedule": (300, 1_000),
+    "imagined_capacity": 50_000,
+}
+ARMS: dict[str, bool] = {"with-model": True, "without": False}  # folder -> has a model
+
+
+def settings(folder: Path, arm: str, seed: int) -> Train:
+    """Of one of ARMS, which runs in a folder of its own within `folder`."""
+    from genpol.commands.train import Train
+    from genpol.train_config import usual
+
+    own = MODEL if ARMS[arm] else {}
+    options = usual("sac", own.get("world_model", "none")) | SHARED | own
+    return Train(**options, seed=seed, output=folder / arm)
+
+
+def train_both(folder: Path, seed: int) -> bool:
+    """Train either arm; False if it was stopped."""
+    from genpol.commands.train import check, train
+    from genpol.train_session import Clock
+
+    for arm in ARMS:
+        config = settings(folder, arm, seed)
+        check(config)
+        how = "with a world model" if ARMS[arm] else "without one"
+        print(f"SAC {how}: {config.steps:,} steps, about a minute")
+        if not train(config, {}, Clock()):
+            return False
+    return True
+
+
+def panel(folder: Path) -> Panel:
+    """What came of both runs in `folder`, in words, one figure and a film."""
+    from genpol.report import Panel, code, figure, paragraph
+    from genpol.train_curves import comparison_chart
+    from genpol.train_record import read_run, same_again
+
+    imagining, plain = (read_run(folder / arm) for arm in ARMS)
+    curves = {"with the model": imagining.log, "without": plain.log}
+    spent = [_level(run, "time/cpu_seconds") for run in (imagining, plain)]
+    caption = (
+        "Mean return on the same starts. One run each, with one seed: this shows how it works, not "
+        "which of them is better. Equal updates are not equal time either: the model also has to "
+        f"be trained and asked, {spent[0]:.0f} seconds of CPU against {spent[1]:.0f} in all."
+    )
+    return Panel(
+        "A world model: SAC with one, and without",
+        "\n".join(
+            [
+                paragraph(_story(imagining.config)),
+                paragraph(_result(imagining, plain)),
+                figure(comparison_chart(curves), caption),
+                paragraph(_model_errors(imagining)),
+                _film(imagining),
+                paragraph("The run with the model again; without these options of it, the other:"),
+                code(same_again(imagining)),
+            ]
+        ),
+    )
+
+
+def _story(config: dict[str, Any]) -> str:
+    layers = " x ".join(map(str, config["model_hidden"]))
+    longest = config["rollout_lengths"][1]
+    return (
+        "SAC learns from nothing to balance a pole on a cart, twice. To be comparable, both runs "
+        f"take {config['steps']:,} environment steps, the first {config['start_steps']} of them at "
+        f"random, and both make {config['utd']:g} updates of the critic and "
+        f"{config['policy_utd']:g} of the policy per step after that, from batches of "
+        f"{config['batch_size']}. They differ in what the batches hold. Without a model, all of "
+        f"it has happened. With one, {100 * config['imagined_fraction']:.0f} % is imagined: "
+        f"{config['ensemble']} networks of {layers} units learn what an action leads to and "
+        "when the pole falls, and the policy acts in them, from states that it was in, for up to "
+        f"{longest} steps (MBPO, arXiv 1906.08253)."
+    )
+
+
+def _result(imagining: TrainRecord, plain: TrainRecord) -> str:
+    before, with_model = (imagining.at("eval/return", step) for step in imagining.ends)
+    return (
+        f"Mean return on {imagining.config['eval_episodes']} starts that neither trains on: "
+        f"{with_model:.4g} with the model and {_level(plain, 'eval/return'):.4g} without, after "
+        f"{imagining.so_far(imagining.ends[1])}; {before:.4g} before training. Each step that the "
+        f"pole stands counts 1, and {imagining.config['max_steps']} end an episode here, so that "
+        "is the most. These are the last evaluations, not the best ones."
+    )
+
+
+def _model_errors(run: TrainRecord) -> str:
+    """How wrong the model is on what it did not learn from: of the state, and of the value."""
+    error, value = (
+        _level(run, f"model/{name}") for name in ("holdout_mse", "value_error_relative")
+    )
+    return (
+        "The model at its last training, on real steps held out from it: the squared error of the "
+        f"state's predicted change is {error:.2g} times that of always predicting the mean change, "
+        "and the critic's value where the model expects to be is off by "
+        f"{value:.2g} standard deviations of the value, on average. Both are about single steps "
+        "in states like those visited; how errors add up over imagined steps they do not say."
+    )
+
+
+def _film(run: TrainRecord) -> str:
+    """The first start before and after training, of whichever films there are."""
+    from genpol.report import paragraph
+    from genpol.steer_report import film
+
+    shown = []
+    for step, when in zip(run.ends, ("before training", "after it"), strict=True):
+        for path in sorted((run.folder / "videos").glob(f"step-{step:06d}-episode-0.*")):
+            length, most = run.outcomes[step].lengths[0], run.config["max_steps"]
+            ended = f"falls after {length} steps" if length < most else f"stands for {most} steps"
+            shown.append(film(path, f"{run.folder.name}/videos/{path.name}", f"{when}: {ended}"))
+    words = "The run with the model, on the first of these starts; it was not chosen."
+    return paragraph(words) + f'<div class="pair"><div class="two">{"".join(shown)}</div></div>'
+
+
+def _level(run: TrainRecord, name: str) -> float:
+    """The last value of a column, NaN if it has none."""
+    from genpol.train_curves import known
+
+    return float([float("nan"), *known(run.log, name)[1]][-1])
