@@ -73,6 +73,9 @@ class Dynamics(nn.Module):
     state_std: Tensor
     target_mean: Tensor
     target_std: Tensor
+    reward_range: Tensor
+    """(2,) least and most in the data; nothing else is predicted, as a sparse reward's steps are
+    extrapolated to what nobody pays."""
     elites: Tensor
     """Members that predict; the first ones before any training."""
     fitted: Tensor
@@ -109,6 +112,7 @@ class Dynamics(nn.Module):
         for name, size in (("state", layout.dim), ("target", outputs)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
+        self.register_buffer("reward_range", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("elites", torch.arange(min(elites, ensemble)))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
@@ -132,6 +136,7 @@ class Dynamics(nn.Module):
         self.state_mean.copy_(state.mean(0))
         self.state_std.copy_(state.std(0, correction=0).clamp(min=STD_FLOOR))
         self.target_mean.copy_(torch.cat([change.mean(0), reward.mean()[None]]))
+        self.reward_range.copy_(torch.stack([reward.min(), reward.max()]))
         least = CHANGE_FLOOR * self.state_std.double()
         self.target_std[:-1] = change.std(0, correction=0).maximum(least)
         least = REWARD_FLOOR * reward.mean().abs().clamp(min=1)
@@ -212,7 +217,8 @@ class Dynamics(nn.Module):
             noise = torch.randn(y.shape, generator=generator, device=device).to(y)
             y = y + (out.log_var / 2).exp() * noise
         y = self.target_mean + self.target_std * y
-        next_state, reward, terminated = state + y[:, :-1], y[:, -1], out.logit > 0
+        next_state, terminated = state + y[:, :-1], out.logit > 0
+        reward = y[:, -1].clamp(*self.reward_range)
         if self.reward_rule is not None:
             reward = self.reward_rule(state, act, next_state)
         if self.termination_rule is not None:

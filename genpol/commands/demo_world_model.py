@@ -150,11 +150,15 @@ def _film(run: TrainRecord) -> str:
 
     shown = []
     for step, when in zip(run.ends, ("before training", "after it"), strict=True):
+        if (found := run.outcomes.get(step)) is not None:
+            length, most = found.lengths[0], run.config["max_steps"]
+            when += f": falls after {length} steps" if length < most else f": stands for {most}"
         for path in sorted((run.folder / "videos").glob(f"step-{step:06d}-episode-0.*")):
-            length, most = run.outcomes[step].lengths[0], run.config["max_steps"]
-            ended = f"falls after {length} steps" if length < most else f"stands for {most} steps"
-            shown.append(film(path, f"{run.folder.name}/videos/{path.name}", f"{when}: {ended}"))
-    words = "The run with the model, on the first of these starts; it was not chosen."
+            shown.append(film(path, f"{run.folder.name}/videos/{path.name}", when))
+    words = (
+        "The run with the model, on the first of these starts, which was not chosen. The film of "
+        "an episode that ends early is short; it plays again and again."
+    )
     return paragraph(words) + f'<div class="pair"><div class="two">{"".join(shown)}</div></div>'
 
 

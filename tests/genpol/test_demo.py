@@ -65,7 +65,7 @@ def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     (html,) = (panel.html for panel in found)
     assert html.count("<video") + html.count("image/gif") == 2 and html.count("image/png") == 1
     words = re.sub("<[^>]*>", "", html)
-    assert "before training: " in words and "after it: " in words and "nan" not in words
+    assert "before training" in words and "after it" in words and "nan" not in words
     assert "3 networks of 8 x 8 units" in html and "--world-model mle" in html
     runs = [read_run(tmp_path / "world-model" / arm) for arm in demo_world_model.ARMS]
     modelled, plain = (run.config | {"output": ""} for run in runs)

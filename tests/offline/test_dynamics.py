@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_shapes_and_the_bounds_of_the_variance():
 
 
 # -- units
+
+
+def test_no_reward_is_predicted_that_the_data_does_not_know():
+    model, steps = make(), pendulum(50)
+    model.normalize_by(replace(steps, reward=-(steps.reward > steps.reward.median()).float()))
+    for shift, known in ((100.0, 0.0), (-100.0, -1.0)):
+        with torch.no_grad():
+            model.biases[-1].fill_(shift)
+        assert model.predict(steps.state, steps.act, generator()).reward.unique() == known
 
 
 def test_units_by_hand():
