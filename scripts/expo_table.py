@@ -309,7 +309,11 @@ def report(rows: list[dict[str, str]]) -> str:
             cells.append(f"{100 * middle:.0f} ({100 * low:.0f}-{100 * high:.0f})")
             cells.append(f"{np.mean(outcome.minutes):.0f}")
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Steps that others need for each of EXPO's (interquartile means):", ""]
+    lines += [
+        "",
+        "Steps that others need for each of EXPO's (interquartile means, at least one evaluation):",
+        "",
+    ]
     for task in TASKS:
         told = []
         for arm in EVERY_TASK[1:]:
@@ -320,7 +324,8 @@ def report(rows: list[dict[str, str]]) -> str:
                 if not np.isfinite(mine.steps[level]).any():
                     continue
                 bound = "" if np.isfinite(other.steps[level]).all() else "at least "
-                ratio = iqm(other.ends[level]) / max(iqm(mine.ends[level]), 1)
+                least = COMMON["eval_every"]  # nothing is seen sooner
+                ratio = max(iqm(other.ends[level]), least) / max(iqm(mine.ends[level]), least)
                 told.append(f"{arm} {bound}{ratio:.1f} to {level:.0%}")
         if told:
             lines.append(f"- {task}: {', '.join(told)}.")
