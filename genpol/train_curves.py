@@ -143,33 +143,31 @@ def _name_levels(axes: Any, end: float, first: float, last: float, percent: bool
 
 
 def comparison_chart(logs: Mapping[str, Log], unit: str = "environment steps") -> bytes:
-    """Return of the evaluations of several runs, named at the right; the first one stands out."""
+    """Returns of the evaluations of two runs, named at the right; the first one stands out."""
     from matplotlib.figure import Figure
 
     chart = Figure(figsize=(9.2, 3.6), dpi=110, layout="constrained")
     axes = chart.subplots()
-    curves = {name: known(log, "eval/return") for name, log in logs.items()}
-    end = max(float(steps[-1]) for steps, _ in curves.values())
+    curves = [known(log, "eval/return") for log in logs.values()]
+    end = max(float(steps[-1]) for steps, _ in curves)
     axes.set(xlabel=unit, ylabel="mean return", xlim=(-0.02 * end, 1.2 * end))
-    colours = (BLUE, "#6e6e73", GREEN, INK)
-    for colour, (steps, values) in zip(colours, curves.values(), strict=False):
-        axes.plot(steps, values, "o-", ms=4.5, color=colour, clip_on=False, zorder=3)
+    colours = (BLUE, "#6e6e73")
+    for colour, (steps, values) in zip(colours, curves, strict=True):
+        axes.plot(steps, values, "o-", ms=4.5, color=colour, clip_on=False)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.0), high)
-    ends = sorted((float(values[-1]), name) for name, (_, values) in curves.items())
-    place, least = -np.inf, 0.07 * (high - low)  # names apart from each other
-    for value, name in ends:
-        place = max(value, place + least)
-        colour = colours[list(curves).index(name)]
+    first, second = (float(values[-1]) for _, values in curves)
+    apart = 7 if abs(first - second) < 0.08 * (high - low) else 0  # points
+    for name, colour, value, up in zip(
+        logs, colours, (first, second), (first >= second, first < second), strict=True
+    ):
         axes.annotate(
             f"{name} {value:.4g}",
-            (end, place),
-            (9, 0),
+            (end, value),
+            (9, apart if up else -apart),
             textcoords="offset points",
             color=colour,
             va="center",
             fontsize=10,
-            annotation_clip=False,
         )
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _plain(axes)

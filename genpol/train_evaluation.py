@@ -118,11 +118,15 @@ def summarised(rollouts: Rollouts, has_success: bool = True) -> dict[str, float]
     }
 
 
-def write_films(rollouts: Rollouts, folder: Path, step: int) -> list[tuple[Path, str]]:
+def write_films(
+    rollouts: Rollouts, folder: Path, step: int, *, has_success: bool = True
+) -> list[tuple[Path, str]]:
     """One film of each recorded episode, step-000000-episode-0.mp4; returns (path, caption)."""
     films = []
     for i, recording in rollouts.recordings.items():
         outcome = "success" if rollouts.success[i] else f"no success in {rollouts.lengths[i]} steps"
+        if not has_success:
+            outcome = f"return {rollouts.returns[i]:.3g} in {rollouts.lengths[i]} steps"
         caption = f"step {step}: {outcome}"
         film = side_by_side([overlay(recording)], [caption])
         path = write_video(folder / f"step-{step:06d}-episode-{i}.mp4", film)

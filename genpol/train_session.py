@@ -19,6 +19,7 @@ from genpol.run import Run
 from genpol.state_tree import flatten, unflatten
 from genpol.train_config import TrainConfig
 from genpol.train_evaluation import Evaluator, Stopped, write_films
+from genpol.train_outcomes import write_outcomes
 from genpol.undisturbed import (
     global_random_state,
     set_global_random_state,
@@ -196,10 +197,13 @@ class Session:
             )
         except Stopped:
             return False
+        folder = self.run.folder / "evaluations"
+        with disk_errors(f"cannot write in {folder}", _FULL):
+            write_outcomes(rollouts, folder, step)
         if film:
             folder = self.run.folder / "videos"
             with disk_errors(f"cannot write in {folder}", _FULL):
-                films = write_films(rollouts, folder, step)
+                films = write_films(rollouts, folder, step, has_success=self.evaluator.has_success)
             for i, (path, caption) in enumerate(films):
                 self.run.log_video(step, f"videos/episode-{i}", path, caption)
         self.evaluated, self.result, self.unsaved = step, metrics, True

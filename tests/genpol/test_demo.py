@@ -70,8 +70,9 @@ def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     runs = [read_run(tmp_path / "world-model" / arm) for arm in demo_world_model.ARMS]
     modelled, plain = (run.config | {"output": ""} for run in runs)
     differing = {name for name in plain if plain[name] != modelled[name]}
-    assert differing == set(demo_world_model.MODEL) and modelled["seed"] == 1000
-    assert runs[0].summary["train/updates"] == runs[1].summary["train/updates"] == 5 * 17
+    assert "world_model" in differing <= set(demo_world_model.MODEL)
+    assert modelled["seed"] == plain["seed"] == 1000
+    assert runs[0].summary["train/updates"] == runs[1].summary["train/updates"] == 5 * 16
     ends = [run.at("eval/return", 36) for run in runs]
     assert f"{ends[0]:.4g} with the model and {ends[1]:.4g} without" in words
 

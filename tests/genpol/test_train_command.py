@@ -16,6 +16,7 @@ from genpol.commands.train import Train, defaults, run
 from genpol.paired import run_episodes
 from genpol.policies import load_policy
 from genpol.train_config import FAITHFUL
+from genpol.train_outcomes import read_outcomes
 from offline.errors import InputError
 from offline.value import ValueFunction
 from robots.envs import layout_seed, make_env
@@ -150,6 +151,15 @@ def test_a_presets_options_give_way_to_those_given():
     given = parsed(f"--utd {default.utd} --preset=faithful --value-ensemble 3")
     assert (given.utd, given.value_ensemble) == (default.utd, 3)
     assert given.policy == FAITHFUL["policy"] != default.policy
+
+
+def test_every_episode_of_every_evaluation_is_kept(tmp_path):
+    folder = tmp_path / "run"
+    arguments = words(**TINY | {"steps": 4, "eval_every": 4, "eval_episodes": 3, "output": folder})
+    assert main(["train", *arguments]) == 0
+    found = read_outcomes(folder / "evaluations")
+    assert list(found) == [0, 4]  # by step
+    assert len(found[0].seeds) == 3 and (found[0].seeds == found[4].seeds).all()
 
 
 def test_a_preset_that_nothing_applied_is_refused():

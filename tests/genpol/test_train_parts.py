@@ -127,6 +127,8 @@ def test_films_say_how_their_episode_ended(tmp_path):
     assert first.stem == "step-000200-episode-0" and second.stem == "step-000200-episode-1"
     assert first.stat().st_size > 0 and second.stat().st_size > 0
     assert (won, lost) == ("step 200: success", "step 200: no success in 7 steps")
+    told = [text for _, text in write_films(found, tmp_path / "v", 200, has_success=False)]
+    assert told == ["step 200: return 0 in 7 steps", "step 200: return 1 in 7 steps"]
 
 
 def test_an_evaluations_numbers():
