@@ -12,15 +12,14 @@ alike batches; return and mean value as they learn tell who collapses.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.results_table import Table, write_readme
-from scripts.training_runs import claimed, fill
+from scripts.results_table import Table
+from scripts.training_runs import claimed, table_command
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "edge_of_reach.csv"
 METRICS = ("eval/return", "time/cpu_seconds", "critic/q_data", "critic/q_std", "critic/target")
@@ -125,24 +124,8 @@ def report(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("runs/edge_of_reach"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="write the README's table")
-    options = parser.parse_args()
-    table = Table(options.results, COLUMNS)
-    if options.report:
-        write_readme("edge-of-reach", report(table.rows()))
-        return
-    chosen = [
-        (key, flags)
-        for key, flags in planned(options.work)
-        if key["arm"] in options.arms and key["seed"] in options.seeds
-    ]
-    fill(table, chosen, options.work, METRICS, options.threads)
+    table = Table(RESULTS, COLUMNS)
+    table_command(__doc__, table, planned, report, metrics=METRICS, marker="edge-of-reach")
 
 
 if __name__ == "__main__":

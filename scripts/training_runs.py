@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import fcntl
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.results_table import Table
+from scripts.results_table import Table, write_readme
 
 METRICS = ("eval/success", "eval/return", "time/cpu_seconds")
 
@@ -92,3 +93,44 @@ def fill(
             rows = evaluations(folder, metrics)
             table.add(*(key | row | {"flags": flags} for row in rows))
         print(f"{folder.name}: return {rows[-1]['eval/return']:.4g}", flush=True)
+
+
+def table_command(
+    doc: str,
+    table: Table,
+    planned: Callable[[Path], Iterable[tuple[dict[str, Any], dict[str, Any]]]],
+    report: Callable[[list[dict[str, str]]], str],
+    *,
+    metrics: tuple[str, ...],
+    marker: str,
+) -> None:
+    """The command line of a table: fill it, or write it into the README.
+
+    Args:
+        doc: of the script.
+        table: to fill.
+        planned: the folder of runs -> (key, options of `genpol train`) of each run.
+        report: rows -> Markdown.
+        metrics: see `fill`.
+        marker: of its place in the README.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME=VALUE", help="such as env=Hopper-v5"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("runs") / marker)
+    parser.add_argument("--report", action="store_true", help="write the README's table")
+    options = parser.parse_args()
+    if options.report:
+        write_readme(marker, report(table.rows()))
+        return
+    wanted = [pair.split("=", 1) for pair in options.only]
+    chosen = [
+        (key, flags)
+        for key, flags in planned(options.work)
+        if (options.seeds is None or key["seed"] in options.seeds)
+        and all(str(key[name]) == value for name, value in wanted)
+    ]
+    fill(table, chosen, options.work, metrics, options.threads)

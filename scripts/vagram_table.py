@@ -11,15 +11,14 @@ better with small models or with distractors.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.results_table import Table, write_readme
-from scripts.training_runs import fill
+from scripts.results_table import Table
+from scripts.training_runs import table_command
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "vagram.csv"
 METRICS = (
@@ -140,24 +139,8 @@ def report(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--envs", nargs="+", default=[PENDULUM, HOPPER])
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("runs/vagram_table"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="write the README's table")
-    options = parser.parse_args()
-    table = Table(options.results, COLUMNS)
-    if options.report:
-        write_readme("vagram", report(table.rows()))
-        return
-    chosen = [
-        (key, flags)
-        for key, flags in planned()
-        if key["env"] in options.envs and key["seed"] in options.seeds
-    ]
-    fill(table, chosen, options.work, METRICS, options.threads)
+    table = Table(RESULTS, COLUMNS)
+    table_command(__doc__, table, lambda work: planned(), report, metrics=METRICS, marker="vagram")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""The tables of world models: every planned run is one that train knows, and what rows become."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import edge_of_reach, lipschitz_table, vagram_table
+
+
+def runs():
+    yield from vagram_table.planned()
+    yield from lipschitz_table.planned()
+    yield from lipschitz_table.sweep()
+
+
+def test_every_planned_run_is_one_that_train_knows():
+    from genpol.commands.train import Train, check
+
+    found = list(runs())
+    assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 4 * (5 + 5 + 3) + 2 * (1 + 4 + 6)
+    for _, options in found:
+        check(Train(**options))
+    for options in edge_of_reach.ARMS.values():
+        check(Train(**edge_of_reach.COMMON | options | {"data": "random.hdf5"}))
+
+
+def test_a_cell_is_the_second_half_of_its_runs():
+    rows = [
+        {
+            "env": "Hopper-v5",
+            "model": "2x32",
+            "distractors": "0",
+            "loss": loss,
+            "seed": str(seed),
+            "step": str(step),
+            "eval/return": str(value),
+        }
+        for loss, best in (("vagram", 300.0), ("mse", 100.0))
+        for seed in range(2)
+        for step, value in ((0, 1e6), (1000, best), (2000, best + 2 * seed))
+    ]
+    line = vagram_table.report(rows).splitlines()[-1]
+    assert line == "| Hopper-v5 | 2x32 | 0 | 301 (300-302) | 101 (100-102) |  | 2 |"
+
+
+@pytest.mark.parametrize("collapse", [1e9, 50.0])
+def test_the_largest_value_of_a_run_is_told(collapse):
+    rows = [
+        {"arm": "two heads", "seed": "0", "step": str(step), "critic/q_data": str(value),
+         "eval/return": "10"}
+        for step, value in ((0, 1.0), (2000, collapse), (4000, 20.0))
+    ]  # fmt: skip
+    assert f"| two heads | {collapse:,.3g} | 10 | 10 |" in edge_of_reach.report(rows)
