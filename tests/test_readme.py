@@ -66,3 +66,12 @@ def test_the_learning_table_is_that_of_the_committed_rows():
     block = expo_table.report(rows)
     assert block in (ROOT / "README.md").read_text()
     assert "| pick-place-v3 | expo |" in block
+
+
+def test_the_speed_with_a_world_model_is_that_of_the_committed_bench():
+    found = json.loads((ROOT / "docs/results/bench_world_model.json").read_text())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    ours, peer = (found[f"bench/{side}env_steps_per_cpu_s"] for side in ("", "peer_"))
+    assert f"{ours:.2f} environment steps per CPU-second beside {peer:.2f} of mbrl-lib" in readme
+    assert f"{found['bench/ratio_env_step']:.2f} times as many" in readme
+    assert found["bench/sac_updates"] == found["bench/peer_sac_updates"]
