@@ -33,10 +33,7 @@ KEY = ("env", "arm", "seed")
 COLUMNS = (*KEY, "step", *METRICS, "flags")
 CHEETAH = "HalfCheetah-v5"
 SEEDS = {vagram_table.PENDULUM: 5, vagram_table.HOPPER: 5, CHEETAH: 3}
-TUNED: dict[str, dict[str, Any]] = {  # chosen by the sweep
-    "single+spectral": {"lipschitz_bound": 1.0},
-    "single+adversarial": {"lipschitz_weight": 0.1, "lipschitz_radius": 0.1},
-}
+TUNED: dict[str, dict[str, Any]] = {}  # arm -> what the sweep chose; the table waits for it
 ARMS: dict[str, dict[str, Any]] = {
     "single": {"ensemble": 1},
     "single+spectral": {"ensemble": 1, "lipschitz": "spectral"},
@@ -129,6 +126,8 @@ def main() -> None:
         write_readme("lipschitz", report(table.rows(), "critic and models"))
         write_readme("lipschitz-sweep", report(swept.rows(), "setting"))
         return
+    if not options.sweep and not TUNED:
+        raise SystemExit("run --sweep first, and put what it chose for each arm into TUNED")
     plan = sweep() if options.sweep else planned()
     chosen = [
         (key, flags)

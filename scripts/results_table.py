@@ -43,6 +43,8 @@ class Table:
 
 def write_readme(marker: str, text: str) -> None:
     """Replace what stands between the README's two markers `<!-- marker -->`."""
+    if f"<!-- {marker} -->" not in README.read_text():
+        raise SystemExit(f"the README has no place for this table: <!-- {marker} --> is missing")
     head, rest = README.read_text().split(f"<!-- {marker} -->")
     tail = rest.split(f"<!-- /{marker} -->")[1]
     whole = f"{head}<!-- {marker} -->\n\n{text}\n\n<!-- /{marker} -->{tail}"
