@@ -62,9 +62,19 @@ class FrozenBase:
 
     def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
         """(B, n, H, A), normalised by `spec`."""
-        theirs = self._now.spec
-        act = self._now.sample(obs, n, generator)[:, :, : self.spec.chunk].float()
-        return self.spec.normalize(self.spec.clip(theirs.unnormalize(act)))
+        return self._ours(self._now.sample(obs, n, generator))
+
+    def sample_anew(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
+        """As `reset` and `sample`; a policy that can answer states of no episode is told so."""
+        anew = getattr(self._now, "sample_anew", None)
+        if anew is not None:
+            return self._ours(anew(obs, n, generator))
+        self.reset()
+        return self.sample(obs, n, generator)
+
+    def _ours(self, act: Tensor) -> Tensor:
+        act = act[:, :, : self.spec.chunk].float()
+        return self.spec.normalize(self.spec.clip(self._now.spec.unnormalize(act)))
 
     def commit(self, act: Tensor) -> None:
         self._now.commit(self._now.spec.normalize(self.spec.unnormalize(act)))
@@ -76,15 +86,14 @@ class FrozenBase:
 class _Memoryless:
     """A policy that begins anew at every call."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: FrozenBase) -> None:
         self.policy, self.spec = policy, policy.spec
 
     def reset(self) -> None:
         self.policy.reset()
 
     def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
-        self.policy.reset()
-        return self.policy.sample(obs, n, generator)
+        return self.policy.sample_anew(obs, n, generator)
 
     def commit(self, act: Tensor) -> None:
         """Nothing to remember."""

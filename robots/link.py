@@ -134,6 +134,11 @@ class Link:
             if status in (401, 403):
                 what = "the API key" if self._api_key else "a client without an API key"
                 return f"{url} refused {what} (HTTP {status}): set GENPOL_UPSTREAM_API_KEY"
+            if status == 503:
+                return (
+                    f"{url} serves as many clients as it may (HTTP 503): stop others, or raise "
+                    "--max-connections of genpol serve"
+                )
             return f"{url} refused the connection with HTTP {status}: is it a policy server?"
         if isinstance(error, InvalidURI | InvalidProxy):
             return f'"{url}" is no policy server: expected ws://host:port ({_line(error)})'

@@ -62,6 +62,7 @@ class RemotePolicy:
         # Our own server keeps an episode's state per connection: one for each row of the batch.
         self._rows: list[Link] = [link]
         self._reset = True
+        self._alone = False  # whether rows are asked about as if nothing came before or after
         self._executed: np.ndarray | None = None
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="remote-policy")
 
@@ -129,6 +130,19 @@ class RemotePolicy:
         """Ask for n chunks for each row: (B, n, H, A), normalised by `spec`; see `propose`."""
         rows = len(next(iter(obs.values())))
         return self.propose([self._request(obs, row) for row in range(rows)], n, generator)
+
+    def sample_anew(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
+        """As `reset` and `sample`, for states of no episode: (B, n, H, A).
+
+        However many there are, they share a few connections, which `sample` cannot: it keeps one
+        for each row of our own server's.
+        """
+        self._alone = True
+        try:
+            return self.sample(obs, n, generator)
+        finally:
+            self._alone = False
+            self.reset()
 
     def commit(self, act: Tensor) -> None:
         """Remember what is executed; told with the next request to a server that keeps state."""
@@ -208,18 +222,20 @@ class RemotePolicy:
     def _ask_ours(
         self, requests: Sequence[dict[str, Any]], n: int, generator: Generator | None
     ) -> list[Answers]:
-        """One request for each row, over the row's own connection."""
-        while len(self._rows) < len(requests):
+        """One request for each row, over the row's own connection, or any if it stands alone."""
+        alone, executed = self._alone, None if self._alone else self._executed
+        while not alone and len(self._rows) < len(requests):
             self._rows.append(self._first.another())
         futures = []
         for row, request in enumerate(requests):
-            extra: dict[str, Any] = {"num_samples": n, "reset": self._reset}
-            if self._executed is not None and len(self._executed) == len(requests):
-                extra["executed"] = self._executed[row]
+            extra: dict[str, Any] = {"num_samples": n, "reset": alone or self._reset}
+            if executed is not None and len(executed) == len(requests):
+                extra["executed"] = executed[row]
             if generator is not None:
                 extra["seed"] = int(torch.randint(2**62, (), generator=generator))
             frame = pack({**request, **extra})
-            futures.append([self._threads.submit(self._rows[row].exchange, frame)])
+            exchange = self._exchange if alone else self._rows[row].exchange
+            futures.append([self._threads.submit(exchange, frame)])
         answers = [row[0] for row in gather(futures, None)]
         self._reset, self._executed = False, None
         for answer in answers:

@@ -80,7 +80,7 @@ class PolicyServer:
         api_key: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         rate_limit: float = 1000.0,
-        max_connections: int = 64,
+        max_connections: int = 128,
         metadata: Mapping[str, Any] | None = None,
         ready: Callable[[str], None] | None = None,
     ) -> None:

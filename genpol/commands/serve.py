@@ -60,7 +60,7 @@ class Serve:
     """Requests per second from one address; more are answered with an error."""
     max_message_mb: float = 16.0
     """Bigger messages are answered with an error."""
-    max_connections: int = 64
+    max_connections: int = 128
     """Clients at once."""
     trust: bool = False
     """Load checkpoints that are pickles, which can run code when they are opened."""

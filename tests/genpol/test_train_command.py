@@ -134,6 +134,27 @@ def test_a_black_box_with_a_memory(tmp_path, monkeypatch):
     assert (running["actions"].sign() == running["actions"][0].sign()).all()
 
 
+def test_around_a_policy_that_is_served(done, tmp_path):
+    """A batch of states asks over a few connections, not over one each."""
+    pytest.importorskip("websockets")
+    from robots.observations import Observations
+    from robots.serve import PolicyServer
+    from robots.sessions import FEATURES, PolicySession
+
+    base = load_policy(done)
+    shapes = {"state": [3]}
+
+    def session():
+        return PolicySession(base, Observations(shapes), torch.Generator().manual_seed(0))
+
+    announced = {"features": list(FEATURES), "obs_shapes": shapes, "spec": base.spec.to_dict()}
+    metadata = {"genpol": announced}
+    with PolicyServer(session, port=0, max_connections=24, metadata=metadata) as server:
+        options = {"base": server.address, "batch_size": 30, "steps": 12, "eval_episodes": 2}
+        assert train(**options, output=tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train/updates"] > 0
+
+
 # ------------------------------------------------------------------------------------- options
 
 

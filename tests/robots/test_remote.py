@@ -225,3 +225,25 @@ def test_our_own_server_follows_commit_keep_and_reset():
             policy.reset()
             policy.sample({"state": OBS["state"][1:]}, 2, None)
             assert len(policies[1].committed) == 0
+
+
+def test_states_of_no_episode_share_a_few_connections():
+    many = {"state": torch.arange(40.0).reshape(40, 1).expand(40, 3) / 100}
+    with our_server(max_connections=3) as (server, policies):
+        with RemotePolicy.connect(server.address, parallel=2) as policy:
+            first = policy.sample_anew(many, 2, torch.Generator().manual_seed(0))
+            policy.commit(first[:, 0])
+            again = policy.sample_anew(many, 2, torch.Generator().manual_seed(0))
+            assert len(policies) <= 2
+            torch.testing.assert_close(again, first)  # nothing was remembered
+            two = {"state": many["state"][:2]}
+            torch.testing.assert_close(
+                policy.sample(two, 2, torch.Generator().manual_seed(0)), first[:2]
+            )
+
+
+def test_a_server_that_is_full_is_one_line():
+    with our_server(max_connections=1) as (server, _):
+        with RemotePolicy.connect(server.address):
+            with pytest.raises(InputError, match="raise --max-connections of genpol serve"):
+                RemotePolicy.connect(server.address)
