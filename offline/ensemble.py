@@ -51,6 +51,7 @@ class StackedHeads(nn.Module):
             batch of 256, on a CPU with AVX512-BF16.
         bound: largest singular value of every layer, kept by `tighten`; there is no LayerNorm
             then, and the first layer is one matrix (E, N, F + H * A). See `offline.lipschitz`.
+        layer_norm: False leaves LayerNorm out.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StackedHeads(nn.Module):
         ensemble: int = 2,
         dtype: Dtype = "float32",
         bound: float | None = None,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.ensemble, self.dtype, self.bound, self.action = ensemble, dtype, bound, action
@@ -71,13 +73,12 @@ class StackedHeads(nn.Module):
 
         both = features + action  # as one nn.Linear over both
         first, sizes = ensemble * hidden[0], list(pairwise((*hidden, 1)))
-        normed: Sequence[int] = hidden
+        normed = hidden if layer_norm and bound is None else ()
         if bound is None:
             self.obs_weight = uniform(first, features, inputs=both)
             self.obs_bias = uniform(first, inputs=both)
             self.act_weight = uniform(ensemble, hidden[0], action, inputs=both)
         else:
-            normed = ()
             self.first = uniform(ensemble, hidden[0], both, inputs=both)
             self.obs_bias = uniform(first, inputs=both)
         self.weights = nn.ParameterList(uniform(ensemble, b, a, inputs=a) for a, b in sizes)
@@ -175,7 +176,7 @@ class StackedHeads(nn.Module):
         weights = list(self.weights)
         if low:
             weights[:-1] = [weight.to(torch.bfloat16) for weight in weights[:-1]]
-        norms = () if self.bound is not None else (self.scales, self.shifts)
+        norms = (self.scales, self.shifts) if self.scales else ()
         return list(zip(weights, self.biases, *norms, strict=True))
 
     def _low_precision(self) -> bool:

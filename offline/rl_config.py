@@ -60,6 +60,9 @@ class RLConfig:
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the critic's hidden layers in training; weights stay float32, and so does
     every score that candidates are ranked by."""
+    layer_norm: bool = True
+    """LayerNorm in the critic's hidden layers, but for `lipschitz="spectral"`, which excludes it.
+    It keeps values of unseen actions from growing; MBPO, VaGraM and RAVL are published without."""
     value_diversity: float = 0.0
     """Weight of the diversity of the heads' action gradients (EDAC, RAVL); 0 is off."""
     lipschitz: Literal["none", "spectral", "adversarial"] = "none"

@@ -45,9 +45,10 @@ class ValueFunction(nn.Module):
         critic_dtype: arithmetic of the stacked heads while learning.
         lipschitz_bound: largest singular value of every layer of the stacked heads, which then
             have no LayerNorm; see `offline.lipschitz`. None leaves them free.
+        layer_norm: of the hidden layers; False needs stacked heads.
 
     Raises:
-        SpecError: bfloat16 or a bound with separate heads.
+        SpecError: bfloat16, a bound or no LayerNorm with separate heads.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ValueFunction(nn.Module):
         heads: Literal["separate", "stacked"] = "separate",
         critic_dtype: Dtype = "float32",
         lipschitz_bound: float | None = None,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.env, self.meta = spec, env, dict(meta or {})
@@ -74,13 +76,14 @@ class ValueFunction(nn.Module):
             "heads": heads,
             "critic_dtype": critic_dtype,
             "lipschitz_bound": lipschitz_bound,
+            "layer_norm": layer_norm,
         }
         self.ensemble = ensemble
         self.encoder = ObsEncoder(self.obs_shapes, image_encoder)
         sizes = (self.encoder.dim, spec.chunk * spec.dim, hidden, ensemble)
         self.heads: CriticHeads | StackedHeads
         if heads == "stacked":
-            self.heads = StackedHeads(*sizes, critic_dtype, lipschitz_bound)
+            self.heads = StackedHeads(*sizes, critic_dtype, lipschitz_bound, layer_norm)
         elif critic_dtype != "float32":
             raise SpecError(
                 f'separate heads learn in float32, received critic_dtype="{critic_dtype}": pass '
@@ -91,6 +94,8 @@ class ValueFunction(nn.Module):
                 f"separate heads have no Lipschitz bound, received {lipschitz_bound}: pass "
                 'heads="stacked" with it'
             )
+        elif not layer_norm:
+            raise SpecError('separate heads have LayerNorm: pass heads="stacked" to go without')
         else:
             self.heads = CriticHeads(*sizes)
 

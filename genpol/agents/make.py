@@ -42,6 +42,7 @@ def make_value(
         heads="stacked",
         critic_dtype=config.critic_dtype,
         lipschitz_bound=lipschitz_bound(config),
+        layer_norm=config.layer_norm,
     )
 
 

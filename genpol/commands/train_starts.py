@@ -36,6 +36,12 @@ def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | Non
             f"--lipschitz {config.lipschitz} needs {'none' if wanted is None else wanted}: go on "
             f"{'without --lipschitz spectral' if bound is None else fitting}, or drop --value"
         )
+    normed = value.architecture["layer_norm"]
+    if bound is None and normed != config.layer_norm:
+        raise InputError(
+            f"--value has layers {'with' if normed else 'without'} LayerNorm: go on with "
+            f"{'--layer-norm' if normed else '--no-layer-norm'}, or drop --value"
+        )
     return value
 
 

@@ -100,6 +100,17 @@ def test_a_critic_with_another_bound(tmp_path, capsys, no_page):
     assert train(value=bounded, steps=0, output=new, **spectral) == 0
 
 
+def test_a_critic_with_layer_norm_where_there_should_be_none(tmp_path, capsys, no_page):
+    usual, plain, new = (tmp_path / name for name in ("usual", "plain", "new"))
+    assert train(steps=0, output=usual) == 0
+    assert train(steps=0, output=plain, no_layer_norm=True) == 0
+    line = refused(capsys, value=usual, output=new, no_layer_norm=True)
+    assert "--value has layers with LayerNorm: go on with --layer-norm, or drop --value" in line
+    line = refused(capsys, value=plain, output=new)
+    assert "without LayerNorm: go on with --no-layer-norm" in line
+    assert train(value=plain, steps=0, output=new, no_layer_norm=True) == 0
+
+
 def test_too_little_to_learn_a_model_from(tmp_path, capsys):
     options = MODELLED | BRIEF | {"update_after": 1, "start_steps": 0, "output": tmp_path / "run"}
     assert train(**options) == 2

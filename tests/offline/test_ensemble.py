@@ -147,6 +147,25 @@ def test_separate_heads_learn_in_float32():
         value_of("separate", critic_dtype="bfloat16")
 
 
+def test_without_layer_norm_each_head_is_linear_layers_and_relu(tmp_path):
+    with pytest.raises(SpecError, match='heads="stacked" to go without'):
+        value_of("separate", layer_norm=False)
+    value = value_of(layer_norm=False)
+    heads, act = value.heads, inputs(4, 6)[1]
+    assert not any("scales" in name or "shifts" in name for name, _ in heads.named_parameters())
+    features = torch.randn(4, 3)
+    first = torch.cat([features[:, None].expand(-1, 6, -1), act.flatten(2)], dim=-1)
+    for e in range(heads.ensemble):
+        x = first @ heads.matrices()[0][e].T + heads.obs_bias.unflatten(0, (heads.ensemble, -1))[e]
+        for weight, bias in zip(heads.weights, heads.biases, strict=True):
+            x = x.relu() @ weight[e].T + bias[e]
+        expected = heads(heads.project(features), act)[e]
+        torch.testing.assert_close(x[..., 0], expected, rtol=1e-5, atol=1e-5)
+    loaded = ValueFunction.load(value.save(tmp_path))
+    assert loaded.architecture["layer_norm"] is False
+    assert torch.equal(loaded.heads.obs_bias, heads.obs_bias)
+
+
 def test_save_load_and_copy(tmp_path):
     value = value_of(critic_dtype="bfloat16")
     obs, act = {"state": torch.randn(4, 3)}, inputs(4, 6)[1]
