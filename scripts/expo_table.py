@@ -124,7 +124,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "rlpd-clone": {"init_temperature": 0.01},
 }
 EVERY_TASK = ("expo", "rlpd-clone", "bestofn")  # five seeds each
-ONE_TASK = tuple(arm for arm in ARMS if arm not in EVERY_TASK)  # three seeds on the first task
+# On the first task: arm -> seeds.
+ONE_TASK = {arm: 3 for arm in ARMS if arm not in EVERY_TASK} | {"expo-cheap": 5}
 
 
 class Cell:
@@ -210,8 +211,8 @@ def planned(options: argparse.Namespace) -> Iterable[tuple[str, str, int]]:
         for task in TASKS:
             for arm in EVERY_TASK:
                 yield task, arm, seed
-        if seed < 3:
-            for arm in ONE_TASK:
+        for arm, seeds in ONE_TASK.items():
+            if seed < seeds:
                 yield next(iter(TASKS)), arm, seed
 
 

@@ -35,6 +35,7 @@ COMMON: dict[str, Any] = {
     "ensemble": 7,
     "elites": 5,
     "imagined_fraction": 0.95,
+    "layer_norm": False,
     "eval_episodes": 10,
     "checkpoint_every": 5_000,
 }

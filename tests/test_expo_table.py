@@ -57,4 +57,4 @@ def test_every_arm_is_one_that_train_knows():
     assert set(script.CLONE) <= {f.name for f in fields(Clone)}
     assert set(script.COLLECT) <= {f.name for f in fields(Collect)}
     plan = list(script.planned(None))
-    assert len(plan) == len(set(plan)) == 5 * 3 * 3 + 3 * (len(script.ARMS) - 3)
+    assert len(plan) == len(set(plan)) == 5 * 3 * 3 + 3 * (len(script.ARMS) - 3) + 2

@@ -17,7 +17,7 @@ def test_every_planned_run_is_one_that_train_knows():
     from genpol.commands.train import Train, check
 
     found = list(runs())
-    assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 4 * (5 + 5 + 3) + 2 * (1 + 4 + 6)
+    assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 5 * (5 + 5 + 3) + 2 * (2 + 4 + 6)
     for _, options in found:
         check(Train(**options))
     for options in edge_of_reach.ARMS.values():
