@@ -122,6 +122,10 @@ TUNED: dict[str, dict[str, Any]] = {
     "expo-search": {"edit_scale": 0.025},
     "bestofn": {"num_candidates": 4},
     "rlpd-clone": {"init_temperature": 0.01},
+    "rlpd": {"init_temperature": 0.01},
+    "rlpd-step": {"init_temperature": 0.001},
+    "bc": {"base_lr": 3e-4},
+    "idql": {"expectile": 0.8},
 }
 EVERY_TASK = ("expo", "rlpd-clone", "bestofn")  # five seeds each
 # On the first task: arm -> seeds.
@@ -250,8 +254,8 @@ class Outcome:
     """To each level; infinity if never."""
     ends: dict[float, list[float]]
     """The same; the run's last step if never."""
-    final: list[float]
-    """Mean success over the last five evaluations."""
+    final: dict[int, float]
+    """Seed -> mean success over the last five evaluations."""
     minutes: list[float]
     """CPU."""
 
@@ -263,18 +267,22 @@ class Outcome:
             seed = int(row["seed"])
             curves.setdefault(seed, []).append((int(row["step"]), float(row["success"])))
             seconds[seed] = max(seconds.get(seed, 0.0), float(row["cpu_seconds"]))
-        ordered = [sorted(curve) for _, curve in sorted(curves.items())]
+        final = {
+            seed: float(np.mean([success for _, success in sorted(curve)[-5:]]))
+            for seed, curve in sorted(curves.items())
+        }
+        ordered = [sorted(curves[seed]) for seed in final]
         steps = {x: [steps_to_level(curve, x) for curve in ordered] for x in LEVELS}
         ends = {
             x: [min(s, curve[-1][0]) for s, curve in zip(steps[x], ordered, strict=True)]
             for x in LEVELS
         }
-        return cls(
-            steps,
-            ends,
-            [float(np.mean([success for _, success in curve[-5:]])) for curve in ordered],
-            [second / 60 for second in seconds.values()],
-        )
+        return cls(steps, ends, final, [second / 60 for second in seconds.values()])
+
+    def less(self, other: Outcome) -> list[float]:
+        """Success in the end less the other's, in points, of the seeds that both have."""
+        both = self.final.keys() & other.final.keys()
+        return [100 * (self.final[seed] - other.final[seed]) for seed in sorted(both)]
 
 
 def report(rows: list[dict[str, str]]) -> str:
@@ -307,7 +315,8 @@ def report(rows: list[dict[str, str]]) -> str:
                 usual, few, many = iqm_interval(outcome.ends[level], np.random.default_rng(0))
                 got = f"{sum(np.isfinite(outcome.steps[level]))}/{len(outcome.final)}"
                 cells.append(f"{usual:,.0f} ({few:,.0f}-{many:,.0f}), {got}")
-            middle, low, high = iqm_interval(outcome.final, np.random.default_rng(0))
+            final = list(outcome.final.values())
+            middle, low, high = iqm_interval(final, np.random.default_rng(0))
             cells.append(f"{100 * middle:.0f} ({100 * low:.0f}-{100 * high:.0f})")
             cells.append(f"{np.mean(outcome.minutes):.0f}")
             lines.append(f"| {' | '.join(cells)} |")
@@ -329,6 +338,22 @@ def report(rows: list[dict[str, str]]) -> str:
                 least = COMMON["eval_every"]  # nothing is seen sooner
                 ratio = max(iqm(other.ends[level]), least) / max(iqm(mine.ends[level]), least)
                 told.append(f"{arm} {bound}{ratio:.1f} to {level:.0%}")
+        if told:
+            lines.append(f"- {task}: {', '.join(told)}.")
+    lines += [
+        "",
+        "Success in the end less EXPO's on the same seeds, in points:",
+        "",
+    ]
+    for task in TASKS:
+        told = []
+        for arm in ARMS:
+            if arm == "expo" or (task, arm) not in found or (task, "expo") not in found:
+                continue
+            points = found[task, arm].less(found[task, "expo"])
+            if points:
+                middle, low, high = iqm_interval(points, np.random.default_rng(0))
+                told.append(f"{arm} {middle:+.0f} ({low:+.0f} to {high:+.0f})")
         if told:
             lines.append(f"- {task}: {', '.join(told)}.")
     return "\n".join(lines)

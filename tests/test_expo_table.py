@@ -40,6 +40,8 @@ def test_rows_become_medians_of_the_middle_and_censored_runs_are_told():
     assert "| 2 | 20 | 1,500 (" in lines["expo"] and "2/2 |" in lines["expo"]
     assert "| 2 | 20 | 2,500 (" in lines["bestofn"] and "1/2 |" in lines["bestofn"]
     assert lines["expo"].endswith("| 3 |")
+    # means over all four evaluations: .725 and .575, .375 and .575
+    assert report.endswith("- push-v3: bestofn -18 (-35 to +0).")
 
 
 def test_every_arm_is_one_that_train_knows():
