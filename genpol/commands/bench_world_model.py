@@ -16,7 +16,8 @@ class BenchWorldModel:
 
     7 models of 4 x 200 with 5 elites, trained by likelihood, termination by Hopper's own rule;
     rollouts of one step; SAC of 2 x 256 with batches of 256, 5 % of them real, one update of the
-    actor for each of the critic. One thread. Time runs from the first training of the models on.
+    actor for each of the critic; no LayerNorm in the critic, as in the peer's. One thread. Time
+    runs from the first training of the models on.
     """
 
     env_steps: int = 250
