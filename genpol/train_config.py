@@ -90,8 +90,9 @@ class TrainConfig(RLConfig, WorldModelConfig):
 
     expectile: float = 0.7
     """Of the state value (idql)."""
-    fql_alpha: float = 0.3
-    """Weight of staying near the flow (fql), against values scaled to a mean of 1."""
+    fql_alpha: float = 30.0
+    """Weight of staying near the flow (fql), against values scaled to a mean of 1. At 1 and below
+    the student leaves the flow within a thousand steps."""
     noise_bound: float = 1.5
     """Noise that the actor may choose lies within (dsrl)."""
 

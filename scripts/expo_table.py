@@ -126,6 +126,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "rlpd-step": {"init_temperature": 0.001},
     "bc": {"base_lr": 3e-4},
     "idql": {"expectile": 0.8},
+    "fql": {"fql_alpha": 30.0},
 }
 EVERY_TASK = ("expo", "rlpd-clone", "bestofn")  # five seeds each
 # On the first task: arm -> seeds.

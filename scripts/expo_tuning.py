@@ -58,7 +58,8 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "bc": ({"base_lr": 1e-4}, {"base_lr": 3e-4}, {"base_lr": 1e-3}),
     "idql": ({"expectile": 0.7}, {"expectile": 0.8}, {"expectile": 0.9}),
-    "fql": ({"fql_alpha": 0.1}, {"fql_alpha": 0.3}, {"fql_alpha": 1.0}),
+    # The first three let the student leave the flow at once, so there is a fourth.
+    "fql": ({"fql_alpha": 30.0}, {"fql_alpha": 0.1}, {"fql_alpha": 0.3}, {"fql_alpha": 1.0}),
 }
 BACKUP: tuple[dict[str, Any], ...] = (
     {"backup": "plain"},
