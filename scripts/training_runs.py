@@ -36,12 +36,17 @@ def claimed(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
-    """Train in `folder` with the options of `genpol train`, or go on with what is there."""
+    """Train in `folder` with the options of `genpol train`, or go on with what is there.
+
+    Raises:
+        SystemExit: what is there was begun with other options, so its row would be mislabelled.
+    """
     import torch
 
     from genpol.commands import train
 
     torch.set_num_threads(threads)
+    _require_same_options(folder, options)
     if (folder / "summary.json").exists():
         return
     if any((folder / "checkpoints").glob("step-*")):
@@ -49,6 +54,20 @@ def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
     else:
         shutil.rmtree(folder, ignore_errors=True)
         train.run(train.Train(output=folder, **options))
+
+
+def _require_same_options(folder: Path, options: dict[str, Any]) -> None:
+    from genpol.commands.train import Train
+
+    if not (folder / "config.json").exists():
+        return
+    stored, usual = json.loads((folder / "config.json").read_text()), Train()
+    for name, value in json.loads(json.dumps(options, default=str)).items():
+        begun = stored.get(name, getattr(usual, name))  # older runs know fewer options
+        if begun != value:
+            raise SystemExit(
+                f"{folder} was begun with {name} {begun}, this run is to have {value}: remove it"
+            )
 
 
 def evaluations(folder: Path, metrics: tuple[str, ...] = METRICS) -> list[dict[str, float]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from scripts import edge_of_reach, lipschitz_table, vagram_table
+from scripts.training_runs import finish
 
 
 def runs():
@@ -51,3 +54,15 @@ def test_the_largest_value_of_a_run_is_told(collapse):
         for step, value in ((0, 1.0), (2000, collapse), (4000, 20.0))
     ]  # fmt: skip
     assert f"| two heads | {collapse:,.3g} | 10 | 10 |" in edge_of_reach.report(rows)
+
+
+def test_a_run_of_other_options_is_not_taken_for_the_planned_one(tmp_path):
+    """Neither if it says so, nor if it comes from before the option."""
+    stored = {"utd": 1.0, "hidden": [8, 8]}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "summary.json").write_text("{}")
+    same = {"utd": 1.0, "hidden": (8, 8), "layer_norm": True}
+    finish(tmp_path, same)
+    for other in ({"utd": 2.0}, {"layer_norm": False}):
+        with pytest.raises(SystemExit, match=f"begun with {next(iter(other))}"):
+            finish(tmp_path, same | other)
