@@ -20,7 +20,7 @@ def test_every_planned_run_is_one_that_train_knows():
     from genpol.commands.train import Train, check
 
     found = list(runs())
-    assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 5 * (5 + 5 + 3) + 2 * (2 + 4 + 6)
+    assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 5 * (5 + 5 + 3) + 2 * (2 + 5 + 6)
     for _, options in found:
         check(Train(**options))
     for options in edge_of_reach.ARMS.values():
@@ -42,8 +42,32 @@ def test_a_cell_is_the_second_half_of_its_runs():
         for seed in range(2)
         for step, value in ((0, 1e6), (1000, best), (2000, best + 2 * seed))
     ]
-    line = vagram_table.report(rows).splitlines()[-1]
-    assert line == "| Hopper-v5 | 2x32 | 0 | 301 (300-302) | 101 (100-102) |  | 2 |"
+    lines = vagram_table.report(rows).splitlines()
+    assert "| Hopper-v5 | 2x32 | 0 | 301 (300 to 302) | 101 (100 to 102) |  | 2 |" in lines
+    assert lines[-1] == (
+        "- Hopper-v5, small models, no distractors: squared error +200 (+200 to +200)."
+    )
+
+
+def test_a_bound_is_told_beside_what_it_costs():
+    rows = [
+        {
+            "env": "Hopper-v5",
+            "arm": arm,
+            "seed": "0",
+            "step": str(step),
+            "eval/return": str(step),
+            "time/cpu_seconds": str(1 + cost * step / 1000),
+            "model/value_error_relative": ".5",
+        }
+        | dict(zip(lipschitz_table.SIGMAS, ("1", "4", "2"), strict=True))
+        for arm, cost in (("single+spectral", 20), ("ensemble of 7", 50))
+        for step in (0, 1000, 2000)
+    ]
+    found = lipschitz_table.report(rows, "setting").splitlines()
+    row = "| Hopper-v5 | single+spectral | 2,000 (2,000 to 2,000) | 20 | 1, 4, 2 | 0.5 | 1 |"
+    assert row in found
+    assert found[-1].endswith("with the spectral bound: Hopper-v5 2.50.")
 
 
 @pytest.mark.parametrize("collapse", [1e9, 50.0])
