@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.results_table import Table, write_readme
+from scripts.results_table import Table, write_block
 from scripts.training_runs import claimed, evaluations, finish
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "expo_learning.csv"
@@ -371,7 +371,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the README's table")
     options = parser.parse_args()
     if options.report:
-        write_readme("learning", report(Table(options.results, COLUMNS).rows()))
+        write_block("learning", report(Table(options.results, COLUMNS).rows()))
         return
     fill(options)
 

@@ -1,4 +1,4 @@
-"""Result CSVs that several processes fill at once, and their places in the README."""
+"""Result CSVs that several processes fill at once, and their places on pages for readers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,17 @@ class Table:
                 )
 
 
-def write_readme(marker: str, text: str) -> None:
-    """Replace what stands between the README's two markers `<!-- marker -->`."""
-    if f"<!-- {marker} -->" not in README.read_text():
-        raise SystemExit(f"the README has no place for this table: <!-- {marker} --> is missing")
-    head, rest = README.read_text().split(f"<!-- {marker} -->")
+def write_block(marker: str, text: str, page: Path = README) -> None:
+    """Replace what stands on the page between `<!-- marker -->` and `<!-- /marker -->`.
+
+    Raises:
+        SystemExit: the page has no such place.
+    """
+    if f"<!-- {marker} -->" not in page.read_text():
+        raise SystemExit(f"{page.name} has no place for this table: <!-- {marker} --> is missing")
+    head, rest = page.read_text().split(f"<!-- {marker} -->")
     tail = rest.split(f"<!-- /{marker} -->")[1]
     whole = f"{head}<!-- {marker} -->\n\n{text}\n\n<!-- /{marker} -->{tail}"
-    partial = README.with_name(f".{README.name}.{os.getpid()}")
+    partial = page.with_name(f".{page.name}.{os.getpid()}")
     partial.write_text(whole)
-    os.replace(partial, README)
+    os.replace(partial, page)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.results_table import Table, write_readme
+from scripts.results_table import Table, write_block
 from scripts.steer_cell import CHUNK, SETTINGS, Cell
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "steering.csv"
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the README's table")
     options = parser.parse_args()
     if options.report:
-        write_readme("steering", report(Table(options.results, COLUMNS).rows()))
+        write_block("steering", report(Table(options.results, COLUMNS).rows()))
         return
     SETTINGS.update(options.settings)
     fill(options)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.results_table import Table, write_readme
+from scripts.results_table import Table, write_block
 
 METRICS = ("eval/success", "eval/return", "time/cpu_seconds")
 
@@ -143,7 +143,7 @@ def table_command(
     parser.add_argument("--report", action="store_true", help="write the README's table")
     options = parser.parse_args()
     if options.report:
-        write_readme(marker, report(table.rows()))
+        write_block(marker, report(table.rows()))
         return
     wanted = [pair.split("=", 1) for pair in options.only]
     chosen = [
