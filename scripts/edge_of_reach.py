@@ -108,12 +108,12 @@ def planned(work: Path) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def report(rows: list[dict[str, str]]) -> str:
-    """Markdown: the largest mean value seen, and the return in the end."""
+    """Markdown: the mean value farthest from 0, of either sign, and the return in the end."""
     lines = [
         f"{ENV}, offline on {DATA_STEPS:,} steps of random actions, the simulator as model,",
         "rollouts of five steps (`python -m scripts.edge_of_reach`); every seed on its own.",
         "",
-        "| critic | largest mean value | return, last five evaluations | best evaluation |",
+        "| critic | mean value farthest from 0 | return, last five evaluations | best evaluation |",
         "|---|---|---|---|",
     ]
     for arm in dict.fromkeys(r["arm"] for r in rows):
@@ -121,11 +121,12 @@ def report(rows: list[dict[str, str]]) -> str:
         for seed in sorted({r["seed"] for r in rows if r["arm"] == arm}):
             run = [r for r in rows if r["arm"] == arm and r["seed"] == seed]
             run.sort(key=lambda r: int(r["step"]))
-            values.append(np.nanmax([float(r["critic/q_data"]) for r in run]))
+            known = [float(r["critic/q_data"]) for r in run]
+            values.append(max((value for value in known if np.isfinite(value)), key=abs))
             returns = [float(r["eval/return"]) for r in run]
             ends.append(np.mean(returns[-5:]))
             best.append(max(returns))
-        cells = [" ".join(f"{x:,.3g}" for x in numbers) for numbers in (values, ends, best)]
+        cells = [" / ".join(f"{x:,.0f}" for x in numbers) for numbers in (values, ends, best)]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

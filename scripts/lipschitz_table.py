@@ -47,7 +47,7 @@ OF_PENDULUM: dict[str, Any] = {
 # penalties, those with the highest return.
 TUNED: dict[str, dict[str, Any]] = {
     "single+spectral": {"lipschitz_bound": 16.0},
-    "single+adversarial": {"lipschitz_weight": 0.001, "lipschitz_radius": 0.1},
+    "single+adversarial": {"lipschitz_weight": 0.1, "lipschitz_radius": 0.03},
 }
 ARMS: dict[str, dict[str, Any]] = {
     "single": {"ensemble": 1},

@@ -70,14 +70,14 @@ def test_a_bound_is_told_beside_what_it_costs():
     assert found[-1].endswith("with the spectral bound: Hopper-v5 2.50.")
 
 
-@pytest.mark.parametrize("collapse", [1e9, 50.0])
-def test_the_largest_value_of_a_run_is_told(collapse):
+@pytest.mark.parametrize("collapse", [1e9, 50.0, -300.0])
+def test_the_most_extreme_value_of_a_run_is_told(collapse):
     rows = [
         {"arm": "two heads", "seed": "0", "step": str(step), "critic/q_data": str(value),
          "eval/return": "10"}
-        for step, value in ((0, 1.0), (2000, collapse), (4000, 20.0))
+        for step, value in ((0, "nan"), (2000, collapse), (4000, 20.0))
     ]  # fmt: skip
-    assert f"| two heads | {collapse:,.3g} | 10 | 10 |" in edge_of_reach.report(rows)
+    assert f"| two heads | {collapse:,.0f} | 10 | 10 |" in edge_of_reach.report(rows)
 
 
 def test_a_run_of_other_options_is_not_taken_for_the_planned_one(tmp_path):
