@@ -63,6 +63,7 @@ OF_ENV: dict[str, dict[str, Any]] = {
         "utd": 4.0,
     },
 }
+STATES = {PENDULUM: 3, HOPPER: 11}  # dimensions
 # On Hopper the cells that tell: (model, distractors).
 TELLING = (("4x200", 0), ("2x32", 0), ("4x200", 20))
 
@@ -122,59 +123,88 @@ def late_return(run: list[dict[str, str]]) -> float:
 
 
 def report(rows: list[dict[str, str]]) -> str:
-    """Markdown: late returns by cell and loss, and VaGraM's less the others', with intervals."""
-    from genpol.stats import iqm_interval
-
+    """Markdown: late returns by cell and loss, VaGraM's less the others', what the models know."""
     runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         runs.setdefault(tuple(row[name] for name in KEY), []).append(row)
-    found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    found: Cells = {}
     for (env, model, distractors, loss, seed), run in runs.items():
-        cell = found.setdefault((env, model, distractors), {})
+        cell = found.setdefault((env, model, int(distractors)), {})
         cell.setdefault(loss, {})[seed] = late_return(run)
+    return "\n".join([*_returns(found), *_differences(found), *_knowledge(runs)])
 
-    def shown(values: list[float] | np.ndarray, form: str) -> str:
-        numbers = iqm_interval(values, np.random.default_rng(0))
-        middle, low, high = (format(round(number), form) for number in numbers)
-        return f"{middle} ({low} to {high})"
 
-    lines = [
-        "Mean return over the evaluations of the second half of a run; interquartile mean over",
-        "seeds with 95 % bootstrap intervals (`python -m scripts.vagram_table`).",
-        "",
-        f"| environment | model | distractors | {' | '.join(LOSSES.values())} | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    order = [
-        (env, model, d) for env in (PENDULUM, HOPPER) for model in SIZES for d in ("0", "10", "20")
-    ]
+Cells = dict[tuple[str, str, int], dict[str, dict[str, float]]]  # -> loss -> seed -> return
+
+
+def _interval(values: Any, form: str) -> str:
+    from genpol.stats import iqm_interval
+
+    numbers = iqm_interval(values, np.random.default_rng(0))
+    middle, low, high = (format(round(number), form) for number in numbers)
+    return f"{middle} ({low} to {high})"
+
+
+def _returns(found: Cells) -> Iterable[str]:
+    yield "Mean return over the evaluations of the second half of a run; interquartile mean over"
+    yield "seeds with 95 % bootstrap intervals (`python -m scripts.vagram_table`)."
+    yield ""
+    yield f"| environment | model | distractors | {' | '.join(LOSSES.values())} | seeds |"
+    yield "|---|---|---|---|---|---|---|"
+    order = [(env, model, n) for env in STATES for model in SIZES for n in (0, 10, 20)]
     for cell in (cell for cell in order if cell in found):
-        cells = [
-            shown(list(found[cell][loss].values()), ",") if loss in found[cell] else ""
-            for loss in LOSSES
+        losses = found[cell]
+        shown = [
+            _interval(list(losses[loss].values()), ",") if loss in losses else "" for loss in LOSSES
         ]
-        counts = sorted({len(seeds) for seeds in found[cell].values()})
-        lines.append(
-            f"| {' | '.join([*cell, *cells])} | {'/'.join(str(count) for count in counts)} |"
-        )
-    lines += ["", "VaGraM's less the others' of the same seeds, over cells and seeds:", ""]
-    for env in (PENDULUM, HOPPER):
+        counts = sorted({len(seeds) for seeds in losses.values()})
+        cells = [*map(str, cell), *shown, "/".join(map(str, counts))]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _differences(found: Cells) -> Iterable[str]:
+    yield ""
+    yield "VaGraM's less the others' of the same seeds, over cells and seeds:"
+    yield ""
+    for env in STATES:
         for name, inside in GROUPS.items():
             told = []
             for other in ("mse", "mle"):
-                less = [
-                    [losses["vagram"][seed] - losses[other][seed] for seed in sorted(both)]
-                    for (where, model, d), losses in found.items()
-                    if where == env and inside(model, int(d)) and {"vagram", other} <= losses.keys()
-                    if (both := losses["vagram"].keys() & losses[other].keys())
-                ]
+                less = []
+                for (where, model, distractors), losses in found.items():
+                    both = losses.get("vagram", {}).keys() & losses.get(other, {}).keys()
+                    if where == env and inside(model, distractors) and both:
+                        mine, others = losses["vagram"], losses[other]
+                        less.append([mine[seed] - others[seed] for seed in sorted(both)])
                 if less:
-                    fewest = min(len(cell) for cell in less)
-                    table = np.array([cell[:fewest] for cell in less]).T
-                    told.append(f"{LOSSES[other]} {shown(table, '+,')}")
+                    seeds = min(len(cell) for cell in less)
+                    table = np.array([cell[:seeds] for cell in less]).T
+                    told.append(f"{LOSSES[other]} {_interval(table, '+,')}")
             if told:
-                lines.append(f"- {env}, {name}: {', '.join(told)}.")
-    return "\n".join(lines)
+                yield f"- {env}, {name}: {', '.join(told)}."
+
+
+def _knowledge(runs: dict[tuple[str, ...], list[dict[str, str]]]) -> Iterable[str]:
+    yield ""
+    yield "In the end: how many dimensions VaGraM's weights amount to, of those there are, and the"
+    yield "models' errors on held-out steps (1: no better than the mean change), over all sizes:"
+    yield ""
+    for env, size in STATES.items():
+        for distractors in (0, 10, 20):
+            ends: dict[str, list[dict[str, str]]] = {}
+            for (where, _, n, loss, _), run in runs.items():
+                if (where, n) == (env, str(distractors)):
+                    ends.setdefault(loss, []).append(run[-1])
+            if "vagram" not in ends:
+                continue
+            counted = np.mean([float(row["vagram/dimensions"]) for row in ends["vagram"]])
+            errors = ", ".join(
+                f"{LOSSES[loss]} {np.mean([float(r['model/holdout_mse']) for r in ends[loss]]):.2g}"
+                for loss in LOSSES
+                if loss in ends
+            )
+            of = size + distractors
+            yield f"- {env}, {distractors} distractors: {counted:.1f} of {of}; {errors}."
 
 
 def main() -> None:

@@ -68,6 +68,26 @@ def test_the_learning_table_is_that_of_the_committed_rows():
     assert "| pick-place-v3 | expo |" in block
 
 
+def test_the_tables_of_world_models_are_those_of_the_committed_rows():
+    from scripts import edge_of_reach, lipschitz_table, vagram_table
+
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/WORLD_MODELS.md"))
+    for script in (vagram_table, edge_of_reach):
+        block = script.report(script.Table(script.RESULTS, script.COLUMNS).rows())
+        assert block in readme
+        assert "| Hopper-v5 | 2x32 | 0 |" in block or "| two heads, LayerNorm |" in block
+    for name, what, text in (
+        ("lipschitz", "critic and models", readme),
+        ("lipschitz_sweep", "setting", page),
+    ):
+        path = lipschitz_table.FOLDER / f"{name}.csv"
+        block = lipschitz_table.report(
+            lipschitz_table.Table(path, lipschitz_table.COLUMNS).rows(), what
+        )
+        assert block in text
+        assert "| InvertedPendulum-v5 | single" in block
+
+
 def test_the_speed_with_a_world_model_is_that_of_the_committed_bench():
     found = json.loads((ROOT / "docs/results/bench_world_model.json").read_text())
     readme = " ".join((ROOT / "README.md").read_text().split())

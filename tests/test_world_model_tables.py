@@ -37,6 +37,8 @@ def test_a_cell_is_the_second_half_of_its_runs():
             "seed": str(seed),
             "step": str(step),
             "eval/return": str(value),
+            "vagram/dimensions": "4",
+            "model/holdout_mse": ".25",
         }
         for loss, best in (("vagram", 300.0), ("mse", 100.0))
         for seed in range(2)
@@ -44,9 +46,8 @@ def test_a_cell_is_the_second_half_of_its_runs():
     ]
     lines = vagram_table.report(rows).splitlines()
     assert "| Hopper-v5 | 2x32 | 0 | 301 (300 to 302) | 101 (100 to 102) |  | 2 |" in lines
-    assert lines[-1] == (
-        "- Hopper-v5, small models, no distractors: squared error +200 (+200 to +200)."
-    )
+    assert "- Hopper-v5, small models, no distractors: squared error +200 (+200 to +200)." in lines
+    assert lines[-1] == "- Hopper-v5, 0 distractors: 4.0 of 11; VaGraM 0.25, squared error 0.25."
 
 
 def test_a_bound_is_told_beside_what_it_costs():
