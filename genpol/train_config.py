@@ -84,10 +84,6 @@ class TrainConfig(RLConfig, WorldModelConfig):
     """Reuse a transition's base candidates for this many updates; edits and scores stay fresh.
     0 is off. Free with a frozen base policy."""
 
-    search_depth: int = 1
-    """Decisions that acting looks ahead: 1 scores candidates by the critic, 2 by what a world model
-    says they lead to and the critic's best candidate there."""
-
     expectile: float = 0.7
     """Of the state value (idql)."""
     fql_alpha: float = 30.0
@@ -110,7 +106,6 @@ class TrainConfig(RLConfig, WorldModelConfig):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("init_temperature", "edit_scale_lr", "act_temperature", "noise_bound"):
             require(self, name, getattr(self, name) > 0, "above 0")
-        require(self, "search_depth", self.search_depth in (1, 2), "1 or 2")
         require(self, "edit_scale", 0 < self.edit_scale <= 2, "above 0 and at most 2")
         require(self, "base_ema", 0 <= self.base_ema < 1, "at least 0 and below 1")
         require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")

@@ -25,7 +25,6 @@ from torch import Generator, Tensor
 from genpol.agents.deploy import save_edit
 from genpol.agents.edit import EditLearner, Editor, EditPolicy
 from genpol.agents.imitation import Imitation
-from genpol.agents.search import LookaheadScore
 from genpol.agents.target_proposals import TargetProposals
 from genpol.policies import ChunkPolicy
 from genpol.select import Select, argmax, softmax
@@ -35,7 +34,6 @@ from offline.batch import Batch
 from offline.td import Penalty, Subset, TDCritic
 from offline.types import Obs, Policy
 from offline.value import ValueFunction
-from offline.world_model import WorldModel
 
 
 class EXPO:
@@ -50,7 +48,6 @@ class EXPO:
         offline_rows, replay_slots: sizes of the dataset and of the replay, which a cache of
             candidates goes by; see `CandidateCache`.
         penalty: of the critic, see `offline.td.TDCritic`.
-        model: what acting looks ahead with, if `search_depth` is 2.
     """
 
     def __init__(
@@ -63,7 +60,6 @@ class EXPO:
         offline_rows: int = 0,
         replay_slots: int = 0,
         penalty: Penalty | None = None,
-        model: WorldModel | None = None,
     ) -> None:
         self.config, self.spec = config, value.spec
         self.base = Imitation(
@@ -92,11 +88,10 @@ class EXPO:
         select = argmax() if config.act_select == "argmax" else softmax(config.act_temperature)
         self.asides = target_base or self.base.average
         """Proposes for any states, whatever episode the base policy is in."""
-        self._search = Generator().manual_seed(config.seed + 3)
-        self._acting = self._acts(self._few(), select, model)
+        self._acting = self._on_the_fly(self.base.average, self._few(), select)
         # All heads: evaluating draws none, so that it leaves training as it was.
         every = Subset(self.critic.target, value.ensemble, heads)
-        self._evaluating = self._acts(every, argmax(), model)
+        self._evaluating = self._on_the_fly(self.base.average, every, argmax())
         self._anywhere: dict[int, Steered] = {}
         proposer = self.base.average if config.backup_uses_average else self.base.policy
         self._judge = Subset(self.critic.target, config.subset, heads)
@@ -113,27 +108,6 @@ class EXPO:
 
     def _few(self) -> Subset:
         return Subset(self.critic.target, self.config.subset, self._heads)
-
-    def _acts(self, critic: Subset, select: Select, model: WorldModel | None) -> Steered:
-        """The on-the-fly policy in the episode that the base policy is in."""
-        if model is None or self.config.search_depth == 1:
-            return self._on_the_fly(self.base.average, critic, select)
-        count = critic.count
-        ahead = self._on_the_fly(
-            self.asides, Subset(self.critic.target, count, self._heads), argmax()
-        )
-        score = LookaheadScore(
-            ahead,
-            model,
-            self.config.discount,
-            self._search,
-            ready=lambda: bool(getattr(model, "fitted", True)),
-        )
-        edit = None if self.edit is None else Editor(self.edit.policy, critic, self.config.edits)
-        critic.shared = False  # nobody scores with what it encoded for the edits
-        return Steered(
-            self.base.average, score, self.config.num_candidates, select, edit=edit, check=False
-        )
 
     def _on_the_fly(
         self, base: Policy, critic: Subset, select: Select, count: int | None = None
@@ -205,7 +179,7 @@ class EXPO:
         return self._evaluating
 
     def anywhere(self, num_candidates: int | None = None) -> Steered:
-        """Acts in states of no episode, such as imagined ones, looking no further ahead.
+        """Acts in states of no episode, such as imagined ones.
 
         Args:
             num_candidates: of the base policy; default those of acting.
@@ -242,7 +216,6 @@ class EXPO:
             "critic": self.critic.state_dict(),
             "edit": None if self.edit is None else self.edit.state_dict(),
             "heads": self._heads.get_state(),
-            "search": self._search.get_state(),
             "targets": self._targets.state_dict(),
             "updates": self._updates,
         }
@@ -253,7 +226,6 @@ class EXPO:
         if self.edit is not None:
             self.edit.load_state_dict(state["edit"])
         self._heads.set_state(state["heads"])
-        self._search.set_state(state["search"])
         self._targets.load_state_dict(state["targets"])
         self._updates = state["updates"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,8 +81,6 @@ def make_imagination(
         shares = [Share("offline", data, min(share, 1.0)), Share("online", replay, 0.0)]
         shares[1] = Share("online", replay, 1 - shares[0].fraction)
     policy = policy_anywhere(agent)
-    if not config.imagined_fraction:  # the model is trained for --search-depth alone
-        config = dataclasses.replace(config, rollouts_per_step=1)
     fitter = None
     parts: dict[str, Stateful] = {}
     if isinstance(model, Dynamics):

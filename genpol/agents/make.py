@@ -23,7 +23,6 @@ from offline.sac import SAC
 from offline.spec import ActionSpec
 from offline.types import Policy
 from offline.value import ValueFunction
-from offline.world_model import WorldModel
 
 __all__ = ["make_agent", "make_base", "make_value", "pretrain"]
 
@@ -78,7 +77,6 @@ def make_agent(
     offline_rows: int = 0,
     replay_slots: int = 0,
     device: str = "cpu",
-    model: WorldModel | None = None,
 ) -> Agent:
     """The agent `config.agent`; the same seed gives the same weights.
 
@@ -94,7 +92,6 @@ def make_agent(
         offline_rows, replay_slots: sizes of the dataset and of the replay, for caches by
             transition.
         device: where it learns.
-        model: what acting looks ahead with, see --search-depth.
 
     Raises:
         InputError: the agent cannot use such a base, or has to start from one.
@@ -123,7 +120,6 @@ def make_agent(
                 offline_rows=offline_rows,
                 replay_slots=replay_slots,
                 penalty=penalties(config),
-                model=model,
             )
         if not isinstance(base, ChunkPolicy):
             raise InputError(

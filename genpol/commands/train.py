@@ -140,19 +140,14 @@ def check(config: Train) -> None:
     if config.distractors < 0:
         raise InputError(f"--distractors must be at least 0, received {config.distractors}")
     modelled = config.world_model != "none"
-    for name in ("imagined_fraction", "search_depth"):
-        if not modelled and getattr(config, name) != getattr(TrainConfig, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} {getattr(config, name)} needs a --world-model: name one")
-    if modelled and not config.imagined_fraction and config.search_depth == 1:
+    if not modelled and config.imagined_fraction:
+        raise InputError(
+            f"--imagined-fraction {config.imagined_fraction} needs a --world-model: name one"
+        )
+    if modelled and not config.imagined_fraction:
         raise InputError(
             f"--world-model {config.world_model} would be trained and never used: "
             "--imagined-fraction is 0"
-        )
-    if config.search_depth > 1 and config.agent not in ("expo", "bestofn"):
-        raise InputError(
-            f"--search-depth looks ahead over candidates, and --agent {config.agent} has none: "
-            "use expo or bestofn"
         )
     for name in ("world_model", "lipschitz"):
         if config.agent == "bc" and getattr(config, name) != "none":

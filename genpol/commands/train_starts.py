@@ -85,7 +85,4 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
         )
     frozen = FrozenBase(load(), load(), inputs.spec)
     inputs.base, inputs.target_base = frozen, frozen.for_targets
-    if config.search_depth > 1:  # it is asked in the middle of the spare one's decisions, too
-        third = load()
-        inputs.target_base = FrozenBase(third, third, inputs.spec).for_targets
     inputs.beside = frozen.aside

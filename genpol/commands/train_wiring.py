@@ -47,7 +47,6 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         offline_rows=0 if data is None else len(data),
         replay_slots=replay.slots,
         device=device,
-        model=model,
     )
     imagination = None
     if model is not None:

@@ -242,7 +242,7 @@ def test_around_a_black_box(tmp_path):
 
     run = tmp_path / "run"
     options = MODELLED | {"base": "black_boxes:Aim", "steps": 24, "rollout_lengths": (2, 2)}
-    assert train(**(BRIEF | options), search_depth=2, edit_scale=0.01, output=run) == 0
+    assert train(**(BRIEF | options), edit_scale=0.01, output=run) == 0
     ring = state(run)["loop"]["imagination"]["ring"]["rows"]
     at, act = ring["state"], ring["act"]
     towards = torch.stack([at[:, 2] - at[:, 0], -at[:, 1]], 1).sign()

@@ -43,9 +43,6 @@ def refused(capsys, **options) -> str:
     ("options", "named"),
     [
         ({"imagined_fraction": 0.5}, "--imagined-fraction 0.5 needs a --world-model"),
-        ({"search_depth": 2}, "--search-depth 2 needs a --world-model"),
-        (ON | {"search_depth": 2, "agent": "rlpd"}, "--agent rlpd has none: use expo or bestofn"),
-        (ON | {"search_depth": 3}, "--search-depth must be 1 or 2, received 3"),
         (ON | {"imagined_fraction": 0}, "trained and never used: --imagined-fraction is 0"),
         (
             ON | {"offline_fraction": 0.7, "imagined_fraction": 0.4},

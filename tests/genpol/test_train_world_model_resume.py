@@ -24,15 +24,14 @@ pytestmark = pytest.mark.usefixtures("no_page")
 KINDS = {
     "plain": {"lipschitz": "adversarial", "rollout_lengths": (1, 3), "rollout_schedule": (6, 18)},
     "offline first": {"world_model": "vagram", "offline_updates": 18, "steps": 12},
-    "looking ahead": {"search_depth": 2, "world_model": "mse", "lipschitz": "spectral"},
+    "squared error": {"world_model": "mse", "lipschitz": "spectral"},
 }
 SLOW = {
     "rlpd": {"agent": "rlpd", "world_model": "vagram", "value_diversity": 1, "num_envs": 3},
     "sac": {"agent": "sac", "start_steps": 6},
     "dsrl": {"agent": "dsrl", "lipschitz": "spectral", "rollout_lengths": (2, 2)},
     "idql": {"agent": "idql", "world_model": "vagram", "offline_updates": 6},
-    "black box": {"base": "black_boxes:Aim", "search_depth": 2, "update_after": 11},
-    "search alone": {"search_depth": 2, "imagined_fraction": 0.0},
+    "black box": {"base": "black_boxes:Aim", "update_after": 11},
 }
 
 
@@ -82,8 +81,7 @@ def test_stopped_among_the_offline_updates(demos, tmp_path, monkeypatch):
 
 
 def test_evaluation_changes_nothing(demos, tmp_path):
-    """Though it looks ahead by the same model, and draws while it does."""
-    options = MODELLED | {"data": demos, "search_depth": 2, "steps": 24, "world_model": "mle"}
+    options = MODELLED | {"data": demos, "steps": 24, "world_model": "mle"}
     assert train(**options, output=tmp_path / "often") == 0
     rarely = {"eval_every": 1000, "eval_episodes": 3, "output": tmp_path / "rarely"}
     assert train(**(options | rarely)) == 0
