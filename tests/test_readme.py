@@ -86,6 +86,11 @@ def test_the_tables_of_world_models_are_those_of_the_committed_rows():
         )
         assert block in text
         assert "| InvertedPendulum-v5 | single" in block
+        if name == "lipschitz":  # which the page quotes
+            quoted = {"ensemble of 7": "142", "single": "106"}
+            for arm, mean in quoted.items():
+                assert f"| InvertedPendulum-v5 | {arm} | {mean} (" in block
+            assert "(142 against 106)" in page
 
 
 def test_the_speed_with_a_world_model_is_that_of_the_committed_bench():
