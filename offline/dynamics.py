@@ -78,8 +78,6 @@ class Dynamics(nn.Module):
     extrapolated to what nobody pays."""
     elites: Tensor
     """Members that predict; the first ones before any training."""
-    fitted: Tensor
-    """() bool: it has been trained."""
 
     def __init__(
         self,
@@ -114,7 +112,6 @@ class Dynamics(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(size))
         self.register_buffer("reward_range", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("elites", torch.arange(min(elites, ensemble)))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     @property
     def delta_std(self) -> Tensor:

@@ -151,7 +151,6 @@ class ModelTraining:
             for param, snapshot in zip(model.parameters(), kept, strict=True):
                 param.copy_(snapshot)
         model.elites.copy_(best.argsort(stable=True)[: len(model.elites)].sort().values)
-        model.fitted.fill_(True)
         return {
             "model/loss": float(total) / count,
             "model/holdout_loss": float(best[model.elites].mean()),
