@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
-for _folder in (HERE, HERE.parent / "diffusion"):  # small_runs, tiny_rewards; tiny_models
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +28,6 @@ def constant(images, prompts):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "diffusion"))
     from tiny_models import tiny_sd
 
     folder = tmp_path_factory.mktemp("tiny_sd")

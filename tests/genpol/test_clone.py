@@ -1,19 +1,15 @@
 """Cloning a dataset: chunks, filtering, held-out loss, determinism."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toy_data import ListEpisodes, episode, line_data, spec
 
 from genpol.clone import CloneConfig, clone, learning_rate
 from genpol.policies import load_policy
 from offline.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "offline"))
-from toy_data import ListEpisodes, episode, line_data, spec  # noqa: E402
 
 SMALL = {"batch_size": 64, "features": 32, "width": 16, "action_chunk": 2, "log_every": 50}
 

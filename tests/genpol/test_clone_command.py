@@ -2,17 +2,13 @@
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from toy_data import line_data
 
 from genpol.cli import main
 from genpol.policies import load_policy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "offline"))
-from toy_data import line_data  # noqa: E402
 
 pytest.importorskip("h5py")
 SMALL = "--steps 4 --batch-size 16 --action-chunk 2 --features 16 --width 8 --log-every 2".split()

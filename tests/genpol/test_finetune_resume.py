@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
 from small_runs import (
     SMALL,
@@ -25,7 +26,7 @@ from small_runs import (
     words,
 )
 
-HERE = Path(__file__).parent
+HELPERS = Path(small_runs.__file__).parent
 
 
 def smooth(models, prompts) -> dict:
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_the_old_lora(straight, models, prompts, tmp_path, mo
 
 
 def spawn(log: Path, *arguments: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    environment = os.environ | {"PYTHONPATH": str(HELPERS)}
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         environment.pop(name, None)  # set by runs in this process; a user's shell has none
     with open(log, "wb") as file:

@@ -18,16 +18,15 @@ pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
 openpi = pytest.importorskip("openpi_client.websocket_client_policy")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "robots"))
-from fake_servers import SHAPES, SPEC, OpenpiServer  # noqa: E402
-from websockets.sync.client import connect  # noqa: E402
+from fake_servers import SHAPES, SPEC, OpenpiServer
+from websockets.sync.client import connect
 
-from genpol.commands.serve import Serve, make_server  # noqa: E402
-from genpol.policies import Architecture, ChunkPolicy, load_policy  # noqa: E402
-from genpol.select import softmax  # noqa: E402
-from genpol.steer import Steered  # noqa: E402
-from offline.errors import InputError  # noqa: E402
-from offline.value import ValueFunction  # noqa: E402
+from genpol.commands.serve import Serve, make_server
+from genpol.policies import Architecture, ChunkPolicy, load_policy
+from genpol.select import softmax
+from genpol.steer import Steered
+from offline.errors import InputError
+from offline.value import ValueFunction
 
 STATE = np.array([0.5, -1.0, 2.0], np.float32)
 SMALL = Architecture(features=16, encoder_layers=1, width=16, layers=1, denoising_steps=2)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import toy_reach
 from toy_reach import LIMIT, write_demonstrations
 from training_runs import (
     TINY,
@@ -24,7 +25,9 @@ from training_runs import (
     words,
 )
 
-HERE = Path(__file__).parent
+import genpol
+
+ROOT = Path(genpol.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +166,11 @@ def test_every_agent_goes_on(options, demos, tmp_path, monkeypatch):
 def spawn(log: Path, *arguments: str) -> subprocess.Popen:
     with open(log, "wb") as file:
         return subprocess.Popen(
-            [sys.executable, str(HERE / "toy_reach.py"), "train", *arguments],
+            [sys.executable, toy_reach.__file__, "train", *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
 
 

@@ -2,19 +2,15 @@
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from toy_data import line_data
 
 from genpol.cli import main
 from genpol.commands.value import Value, run
 from offline.errors import InputError
 from offline.value import ValueFunction
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "offline"))
-from toy_data import line_data  # noqa: E402
 
 pytest.importorskip("h5py")
 

@@ -11,12 +11,12 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-import pyarrow.parquet as pq  # noqa: E402
-from PIL import Image  # noqa: E402
+import pyarrow.parquet as pq
+from PIL import Image
 
-from offline.errors import InputError  # noqa: E402
-from robots.datasets.lerobot import LeRobotEpisodes  # noqa: E402
-from robots.datasets.open import open_dataset  # noqa: E402
+from offline.errors import InputError
+from robots.datasets.lerobot import LeRobotEpisodes
+from robots.datasets.open import open_dataset
 
 LENGTHS = (3, 5, 4)
 TASKS = ("push the cube", "open the drawer")

@@ -10,11 +10,11 @@ import pytest
 minari = pytest.importorskip("minari")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 
-from gymnasium import spaces  # noqa: E402
-from minari.data_collector.episode_buffer import EpisodeBuffer  # noqa: E402
+from gymnasium import spaces
+from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from offline.errors import InputError  # noqa: E402
-from robots.datasets.open import open_dataset  # noqa: E402
+from offline.errors import InputError
+from robots.datasets.open import open_dataset
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from offline.types import HasMode, Policy
 
 pytest.importorskip("jax")
 
-import jax  # noqa: E402
+import jax
 
-from robots.octo import wrap  # noqa: E402
+from robots.octo import wrap
 
 ENV = ActionSpec.from_bounds([-5.0, -50.0], [5.0, 50.0], names=("x", "grip"), gripper=1)
 STATISTICS = {

@@ -16,14 +16,14 @@ from offline.spec import ActionSpec
 for _library in ("jax", "flax", "optax", "orbax.checkpoint", "h5py"):
     pytest.importorskip(_library)
 
-import jax  # noqa: E402
+import jax
 
-from robots.datasets.open import open_dataset  # noqa: E402
-from robots.datasets.robomimic_hdf5 import write_hdf5  # noqa: E402
-from robots.load import load_black_box  # noqa: E402
-from robots.octo import wrap  # noqa: E402
-from scripts.octo_data import gather  # noqa: E402
-from scripts.octo_standin import OctoStandIn, train  # noqa: E402
+from robots.datasets.open import open_dataset
+from robots.datasets.robomimic_hdf5 import write_hdf5
+from robots.load import load_black_box
+from robots.octo import wrap
+from scripts.octo_data import gather
+from scripts.octo_standin import OctoStandIn, train
 
 MODEL = "model=scripts.octo_standin:OctoStandIn"
 UNIT = ActionSpec.from_bounds([-1.0, -1.0], [1.0, 1.0])

@@ -18,15 +18,15 @@ pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
 openpi = pytest.importorskip("openpi_client.websocket_client_policy")
 
-from fake_servers import SHAPES, SPEC, Counter  # noqa: E402
-from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
-from websockets.sync.client import connect  # noqa: E402
+from fake_servers import SHAPES, SPEC, Counter
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
-from offline.errors import InputError  # noqa: E402
-from robots.observations import Observations  # noqa: E402
-from robots.serve import PolicyServer, is_loopback  # noqa: E402
-from robots.sessions import PolicySession  # noqa: E402
-from robots.wire import pack, unpack  # noqa: E402
+from offline.errors import InputError
+from robots.observations import Observations
+from robots.serve import PolicyServer, is_loopback
+from robots.sessions import PolicySession
+from robots.wire import pack, unpack
 
 STATE = np.array([1.0, 2.0, 3.0])
 

@@ -13,14 +13,14 @@ import torch
 pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
 
-from fake_servers import SHAPES, SPEC, Counter, OpenpiServer, numbered  # noqa: E402
+from fake_servers import SHAPES, SPEC, Counter, OpenpiServer, numbered
 
-from offline.errors import InputError, SpecError  # noqa: E402
-from offline.types import Policy  # noqa: E402
-from robots.observations import Observations  # noqa: E402
-from robots.remote import RemotePolicy  # noqa: E402
-from robots.serve import PolicyServer  # noqa: E402
-from robots.sessions import FEATURES, PolicySession  # noqa: E402
+from offline.errors import InputError, SpecError
+from offline.types import Policy
+from robots.observations import Observations
+from robots.remote import RemotePolicy
+from robots.serve import PolicyServer
+from robots.sessions import FEATURES, PolicySession
 
 OBS = {"state": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "language": torch.zeros(2, 384)}
 ENV_SPEC = SPEC.with_chunk(1)

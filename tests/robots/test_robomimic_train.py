@@ -15,7 +15,7 @@ from robots.robomimic import RobomimicPolicy, import_robomimic
 pytest.importorskip("robomimic")
 h5py = pytest.importorskip("h5py")
 
-from scripts.robomimic_train import ALGORITHMS, train  # noqa: E402
+from scripts.robomimic_train import ALGORITHMS, train
 
 SPEC = ActionSpec.from_bounds([-1, -1], [1, 1], names=("x", "y"))
 GOAL = "goal"  # far from zero and small in range: learnt only if normalised

@@ -9,8 +9,8 @@ import pytest
 
 msgpack = pytest.importorskip("msgpack")
 
-from offline.errors import InputError  # noqa: E402
-from robots.wire import WireError, pack, unpack, unpack_map  # noqa: E402
+from offline.errors import InputError
+from robots.wire import WireError, pack, unpack, unpack_map
 
 OBS = {
     "state": np.arange(6, dtype=np.float32).reshape(2, 3),
