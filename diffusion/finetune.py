@@ -11,6 +11,8 @@ state and draws the same images whatever the batch sizes are.
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +24,11 @@ from torch import Tensor
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_steps
 from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError
-from diffusion.memory import peak_memory_mb
 from diffusion.objective import Rollouts, step_weights
 from diffusion.pipelines import DTYPES, ImagePolicy
 from diffusion.prdp import PRDP
 from diffusion.process import reverse_process
-from diffusion.prompts import PromptSource
+from diffusion.prompts.sources import PromptSource
 from diffusion.two_pass import two_pass_backward
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
@@ -302,3 +303,11 @@ def reward_statistics(reward: Tensor) -> dict[str, float]:
         "reward/p50": float(points[1]),
         "reward/p90": float(points[2]),
     }
+
+
+def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+    """Peak bytes allocated on a CUDA device, else the process's peak resident set; in MB (1e6)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -54,7 +54,7 @@ def score_pipeline(count: int = 512) -> None:
     import torch
 
     from diffusion.pipelines import load_pipeline
-    from diffusion.prompts import take
+    from diffusion.prompts.sources import take
     from diffusion.world import checker, gold
     from genpol.commands.generate import draw_images
 

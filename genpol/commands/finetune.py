@@ -87,7 +87,7 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     """Load model, reward and prompts; returns the tuner and fingerprints for config.json."""
     from diffusion.finetune import Finetuner
     from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline, lora_fingerprint
-    from diffusion.prompts import WORLDS, load_prompts
+    from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import load_reward
     from genpol.device import pick_device
     from genpol.quiet import hide_loading_bars

@@ -125,7 +125,7 @@ def read_prompts(config: Generate) -> list[str]:
     from itertools import islice
 
     from diffusion.errors import InputError
-    from diffusion.prompts import GENERATORS, read_all, take
+    from diffusion.prompts.sources import GENERATORS, read_all, take
 
     if config.num_prompts is not None and config.num_prompts < 1:
         raise InputError(f"--num-prompts must be at least 1, got {config.num_prompts}")

@@ -47,7 +47,7 @@ def test_the_parts_are_of_those_classes(pipe):
 
 def test_it_is_competent_and_improvable(pipe):
     """By the gold checker, on captions it never saw: room above, and far from noise below."""
-    from diffusion.prompts import load_prompts
+    from diffusion.prompts.sources import load_prompts
     from diffusion.world.gold import score
 
     prompts = load_prompts("world").held_out(128, 0)

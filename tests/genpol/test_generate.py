@@ -114,7 +114,7 @@ def test_a_reward_without_best_of_is_recorded(models, few, tmp_path):
 
 
 def test_a_generator_gives_held_out_prompts(models, tmp_path):
-    from diffusion.prompts import ANIMALS, load_prompts
+    from diffusion.prompts.sources import ANIMALS, load_prompts
 
     options = {"model": models["sd"], "prompts": "animals", "output": tmp_path / "out"}
     assert generate(num_prompts=2, **options) == 0

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 from diffusion.errors import InputError
-from diffusion.permutation import permute
-from diffusion.prompts import ANIMALS, GENERATORS, load_prompts, prompt_hash, read_all, take
+from diffusion.prompts.sources import (
+    ANIMALS,
+    GENERATORS,
+    load_prompts,
+    permute,
+    prompt_hash,
+    read_all,
+    take,
+)
 from diffusion.world import scenes
 
 

@@ -26,7 +26,7 @@ from diffusion.rewards.remote import RemoteReward
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Answer = tuple[int, bytes]
 
 

@@ -1,0 +1,1 @@
+"""Prompts: files and generators, streamed, split by hash, in a stateless order."""
