@@ -22,8 +22,8 @@ from torch import Generator, Tensor
 from genpol.agents.diagnostics import agreement
 from genpol.agents.expo import EXPO
 from genpol.agents.make import make_agent
-from genpol.measure import PartClock
 from genpol.policies import ChunkPolicy
+from genpol.runs.measure import PartClock
 from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.spec import ActionSpec

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from genpol.measure import PartClock
+from genpol.runs.measure import PartClock
 from offline.errors import InputError
 from offline.imagination import Imagination
 from offline.loop import Loop

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from genpol.files import disk_errors, write_beside
 from genpol.pictures import to_pil
+from genpol.runs.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
     from diffusion.finetune import Evaluation

@@ -7,7 +7,7 @@ import time
 from diffusion.finetune import Evaluation, Finetuner
 from genpol.evaluations import save_evaluation
 from genpol.pictures import before_after, grid
-from genpol.run import Run
+from genpol.runs.run import Run
 from genpol.weights import save_weights
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genpol.files import write_beside
 from genpol.report import Panel, figure, page, paragraph, table
+from genpol.runs.files import write_beside
 from genpol.stats import mcnemar, wilson
 from genpol.steer_result import TITLES, SteerResult
 

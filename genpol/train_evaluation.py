@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from genpol.paired import MakeEnv, Rollouts, run_episodes
+from genpol.runs.rng import undisturbed
 from genpol.stats import wilson
-from genpol.undisturbed import undisturbed
 from genpol.videos import overlay, side_by_side, write_video
 from offline.types import Policy
 

@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genpol.agents.diagnostics import diagnose
-from genpol.files import disk_errors
-from genpol.metrics import MetricsCsv
-from genpol.run import Run
-from genpol.state_tree import flatten, unflatten
-from genpol.train_config import TrainConfig
-from genpol.train_evaluation import Evaluator, Stopped, write_films
-from genpol.train_outcomes import write_outcomes
-from genpol.undisturbed import (
+from genpol.runs.files import disk_errors
+from genpol.runs.metrics import MetricsCsv
+from genpol.runs.rng import (
     global_random_state,
     set_global_random_state,
     undisturbed,
 )
+from genpol.runs.run import Run
+from genpol.runs.state_tree import flatten, unflatten
+from genpol.train_config import TrainConfig
+from genpol.train_evaluation import Evaluator, Stopped, write_films
+from genpol.train_outcomes import write_outcomes
 from offline.errors import InputError
 from offline.loop import Loop
 

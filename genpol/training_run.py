@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from genpol.interrupts import InterruptGuard
-from genpol.run import Run
+from genpol.runs.interrupts import InterruptGuard
+from genpol.runs.run import Run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

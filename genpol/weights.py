@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from genpol.files import disk_errors
+from genpol.runs.files import disk_errors
 
 if TYPE_CHECKING:
     from diffusion.pipelines import ImagePolicy

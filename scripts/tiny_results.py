@@ -24,7 +24,7 @@ import numpy as np
 
 from genpol.commands.demo import SETTINGS
 from genpol.commands.finetune import RESUMABLE, Finetune, complete, train
-from genpol.resuming import restored
+from genpol.runs.resuming import restored
 
 RESULTS = Path("docs/results")
 LONG_EPOCHS = 80

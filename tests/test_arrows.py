@@ -27,7 +27,7 @@ ONLY_IN = {  # library -> the file that may import it
     "flax": "robots/octo.py",
     "optax": "robots/octo.py",
     "orbax": "robots/octo.py",
-    "wandb": "genpol/run.py",
+    "wandb": "genpol/runs/run.py",
 }
 IN_ONE_FILE = ("robomimic",)  # whichever it is
 
@@ -87,15 +87,15 @@ def test_arrows_never_turn_back():
 
 def test_the_real_files_are_read():
     """Guards the test above against reading nothing: these imports are known to be there."""
-    assert "diffusion.errors" in imported(ROOT / "genpol" / "run.py", "genpol.run")
-    assert "wandb" in imported(ROOT / "genpol" / "run.py", "genpol.run")
+    assert "diffusion.errors" in imported(ROOT / "genpol" / "run.py", "genpol.runs.run")
+    assert "wandb" in imported(ROOT / "genpol" / "run.py", "genpol.runs.run")
 
 
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
         ("diffusion/chain.py", "import genpol", "genpol"),
-        ("diffusion/chain.py", "from genpol.run import Run", "genpol.run.Run"),
+        ("diffusion/chain.py", "from genpol.runs.run import Run", "genpol.runs.run.Run"),
         ("diffusion/chain.py", "def f():\n    import offline.data", "offline.data"),
         ("offline/data.py", "from diffusion import chain", "diffusion.chain"),
         ("offline/data.py", "import robots", "robots"),
@@ -122,10 +122,10 @@ def test_an_offending_import_is_found(tmp_path, file, source, wrong):
     ("file", "source"),
     [
         ("genpol/cli.py", "import robots, offline, diffusion\nfrom genpol.commands import demo"),
-        ("genpol/commands/collect.py", "from robots import envs\nfrom genpol.run import Run"),
+        ("genpol/commands/collect.py", "from robots import envs\nfrom genpol.runs.run import Run"),
         ("genpol/__main__.py", "from genpol.cli import main"),
         ("genpol/steer.py", "import offline, diffusion.chain\nfrom . import policies"),
-        ("genpol/run.py", "import wandb"),
+        ("genpol/runs/run.py", "import wandb"),
         ("robots/octo.py", "import jax, flax.linen\nfrom offline import data"),
         ("robots/policies.py", "import robomimic.utils"),
     ],

@@ -21,8 +21,8 @@ from torch import Generator
 
 from genpol.agents import dsrl
 from genpol.agents.edit import Editor, EditPolicy
-from genpol.files import write_beside
 from genpol.policies import load_policy
+from genpol.runs.files import write_beside
 from genpol.select import argmax
 from genpol.steer import Steered
 from offline import actor_policy

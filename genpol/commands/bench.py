@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion.finetune import Finetuner
-    from genpol.measure import Cost
+    from genpol.runs.measure import Cost
 
 TOLERANCE = 1e-4  # relative difference of the two loops' gradients, in fp32
 
@@ -70,9 +70,9 @@ def run(config: BenchFinetune) -> None:
     from diffusion.errors import InputError
     from genpol.bench_ddpo import ddpo_epoch
     from genpol.commands.finetune import Finetune, build, complete
-    from genpol.measure import Cost
-    from genpol.quiet import hush
-    from genpol.run import Run
+    from genpol.runs.measure import Cost
+    from genpol.runs.quiet import hush
+    from genpol.runs.run import Run
 
     hush()
     if config.epochs < 1:
@@ -171,7 +171,7 @@ def rewind(tuner: Finetuner, state: tuple[dict[str, Tensor], dict]) -> None:
 
 def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
     """Run one epoch and add what it took."""
-    from genpol.measure import ModelClock, read_peak, reset_peak, synchronise
+    from genpol.runs.measure import ModelClock, read_peak, reset_peak, synchronise
 
     policy, cfg = tuner.policy, tuner.config
     networks = [policy.unet] + ([policy._frozen] if policy._frozen is not None else [])

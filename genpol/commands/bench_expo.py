@@ -79,10 +79,10 @@ def run(config: BenchExpo) -> None:
     import torch
 
     from genpol import bench_expo as bench
-    from genpol.allocator import keep_freed_memory
-    from genpol.device import pick_device
-    from genpol.quiet import hush
-    from genpol.run import Run
+    from genpol.runs.allocator import keep_freed_memory
+    from genpol.runs.device import pick_device
+    from genpol.runs.quiet import hush
+    from genpol.runs.run import Run
     from offline.errors import InputError
 
     hush()

@@ -117,9 +117,9 @@ def run(config: BenchWorldModel) -> None:
     import torch
 
     from genpol import bench_world_model as bench
-    from genpol.allocator import keep_freed_memory
-    from genpol.quiet import hush
-    from genpol.run import Run
+    from genpol.runs.allocator import keep_freed_memory
+    from genpol.runs.quiet import hush
+    from genpol.runs.run import Run
 
     hush()
     train = settings(config)
@@ -157,7 +157,7 @@ def make(train: Train) -> tuple[Any, Any]:
     """The loop before its first step, and its environments."""
     from genpol.commands.train_inputs import load_inputs
     from genpol.commands.train_wiring import make_loop
-    from genpol.undisturbed import seed_everything
+    from genpol.runs.rng import seed_everything
 
     seed_everything(train.seed)
     inputs = load_inputs(train)

@@ -34,7 +34,7 @@ def run(config: Clone) -> None:
     Raises:
         InputError: no such dataset, none of its episodes fit, or an option is out of range.
     """
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
     from offline.errors import InputError
@@ -48,8 +48,8 @@ def run(config: Clone) -> None:
 def train(config: Clone) -> ChunkPolicy:
     """The whole run; returns the policy, which is also saved."""
     from genpol.clone import clone
-    from genpol.device import pick_device
-    from genpol.files import disk_errors
+    from genpol.runs.device import pick_device
+    from genpol.runs.files import disk_errors
     from genpol.training_run import training_run
     from offline.language import embedder
     from robots.datasets.open import open_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from genpol.interrupts import InterruptGuard
+    from genpol.runs.interrupts import InterruptGuard
     from offline.episodes import Episode
     from robots.experts import Operator
     from robots.simulated_env import SimulatedEnv
@@ -65,7 +65,7 @@ def run(config: Collect) -> None:
     """Write the file whole or not at all, and say what is in it."""
     from tqdm import tqdm
 
-    from genpol.interrupts import InterruptGuard
+    from genpol.runs.interrupts import InterruptGuard
     from offline.errors import InputError
     from robots.collect import draw_order
     from robots.datasets.robomimic_hdf5 import write_hdf5

@@ -35,9 +35,9 @@ class Demo:
 
 def run(config: Demo) -> None:
     """Run every part and write OUTPUT/index.html; stops without a page when interrupted."""
-    from genpol.files import disk_errors, write_beside
-    from genpol.quiet import hush
     from genpol.report import page
+    from genpol.runs.files import disk_errors, write_beside
+    from genpol.runs.quiet import hush
 
     hush()
     panels: list[Panel] = []
@@ -137,9 +137,9 @@ def training(config: Demo) -> list[Panel] | None:
     from pathlib import Path as Folder
 
     import genpol
-    from genpol.allocator import keep_freed_memory
     from genpol.commands.train import Train, check, train
     from genpol.report import Panel, paragraph
+    from genpol.runs.allocator import keep_freed_memory
     from genpol.train_report import panels
     from genpol.train_session import Clock
 
@@ -174,8 +174,8 @@ def training(config: Demo) -> list[Panel] | None:
 
 def world_model(config: Demo) -> list[Panel] | None:
     """Train SAC with a world model and without one; None when interrupted."""
-    from genpol.allocator import keep_freed_memory
     from genpol.commands.demo_world_model import ARMS, panel, train_both
+    from genpol.runs.allocator import keep_freed_memory
 
     keep_freed_memory()
     folder = config.output / "world-model"

@@ -56,10 +56,10 @@ class Finetune(FinetuneConfig):
 
 def run(config: Finetune) -> None:
     """Run or resume a fine-tuning run; see `train` for what it leaves behind."""
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
-    from genpol.resuming import restored
+    from genpol.runs.resuming import restored
 
     stored: dict[str, Any] = {}
     if config.resume:
@@ -89,8 +89,8 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
     from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline, lora_fingerprint
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import load_reward
-    from genpol.device import pick_device
-    from genpol.quiet import hide_loading_bars
+    from genpol.runs.device import pick_device
+    from genpol.runs.quiet import hide_loading_bars
 
     device = pick_device(config.device)
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
@@ -144,8 +144,8 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
     from diffusion.finetune import Stopped
     from diffusion.selfcheck import self_check
     from genpol.finetune_session import Session
-    from genpol.interrupts import InterruptGuard
-    from genpol.run import Run
+    from genpol.runs.interrupts import InterruptGuard
+    from genpol.runs.run import Run
 
     tuner, identity = build(config)
     for key, value in identity.items():

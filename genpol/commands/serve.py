@@ -70,7 +70,7 @@ class Serve:
 
 def run(config: Serve) -> None:
     """Serve until Ctrl-C; prints the address once listening."""
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
     make_server(config, lambda address: print(f"serving on {address}", flush=True)).run()

@@ -69,7 +69,7 @@ class Steer:
 
 def run(config: Steer) -> None:
     """Run every arm; write summary.json, episodes.csv, videos and index.html; print the result."""
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
     found = steer(config)
@@ -109,8 +109,8 @@ def steer(config: Steer) -> SteerResult:
         InputError: for what a user can mend; nothing has been written then.
     """
     from genpol.commands.steer_inputs import WithLanguage, embed, load_policy, load_values, tuned
-    from genpol.files import disk_errors
-    from genpol.run import Run
+    from genpol.runs.files import disk_errors
+    from genpol.runs.run import Run
     from genpol.steer_report import write_report
     from genpol.steer_session import Arms, make_select, result
     from robots.envs import make_env
@@ -224,7 +224,7 @@ def write_episodes(found: SteerResult, path: Path) -> None:
     import csv
     import io
 
-    from genpol.files import write_beside
+    from genpol.runs.files import write_beside
 
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -90,11 +90,11 @@ def run(config: Train) -> None:
     Raises:
         InputError: for what a user can mend; nothing has been written then.
     """
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
-    from genpol.allocator import keep_freed_memory
-    from genpol.resuming import restored
+    from genpol.runs.allocator import keep_freed_memory
+    from genpol.runs.resuming import restored
     from genpol.train_session import Clock
 
     clock = Clock()
@@ -168,10 +168,10 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
 
     from genpol.commands.train_inputs import load_inputs
     from genpol.commands.train_wiring import make_loop, make_session
-    from genpol.interrupts import InterruptGuard
-    from genpol.run import Run
+    from genpol.runs.interrupts import InterruptGuard
+    from genpol.runs.rng import seed_everything
+    from genpol.runs.run import Run
     from genpol.train_report import write_page
-    from genpol.undisturbed import seed_everything
     from offline.errors import InputError
 
     seed_everything(config.seed)

@@ -16,7 +16,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from genpol.agents.imagining import make_imagination
     from genpol.agents.make import make_agent
     from genpol.commands.train_model import make_world_model
-    from genpol.device import pick_device
+    from genpol.runs.device import pick_device
     from offline.loop import Loop
     from offline.mixture import Mixture, Share
     from offline.replay import Replay
@@ -79,7 +79,7 @@ def make_session(
 ) -> Session:
     """The run's session, with its evaluation layouts."""
     from genpol.agents.make import pretrain
-    from genpol.device import pick_device
+    from genpol.runs.device import pick_device
     from genpol.train_evaluation import Evaluator
     from genpol.train_session import Session
     from robots.envs import layout_seed

@@ -37,7 +37,7 @@ def run(config: Value) -> None:
     Raises:
         InputError: no such dataset, one without successes, or an option out of range.
     """
-    from genpol.quiet import hush
+    from genpol.runs.quiet import hush
 
     hush()
     config.check()
@@ -46,8 +46,8 @@ def run(config: Value) -> None:
 
 def train(config: Value) -> ValueFunction:
     """The whole run; returns the critic, which is also saved."""
-    from genpol.device import pick_device
-    from genpol.files import disk_errors
+    from genpol.runs.device import pick_device
+    from genpol.runs.files import disk_errors
     from genpol.training_run import training_run
     from offline.language import embedder
     from offline.train_value import train_value

@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
-from genpol.files import write_beside
 from genpol.policies.architecture import Architecture
 from genpol.policies.diffusion import DiffusionHead
 from genpol.policies.flow import FlowHead
 from genpol.policies.gaussian import GaussianHead
 from genpol.policies.one_step import StudentHead
 from genpol.policies.precision import applied_in
+from genpol.runs.files import write_beside
 from offline.encoder import ObsEncoder
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.linear import Linear

@@ -12,7 +12,7 @@ from diffusion.errors import InputError
 from genpol.bench_ddpo import ddpo_epoch
 from genpol.commands.bench import BenchFinetune, gradient, gradient_error, rewind, run, snapshot
 from genpol.commands.finetune import Finetune, build
-from genpol.measure import ModelClock, reset_peak
+from genpol.runs.measure import ModelClock, reset_peak
 
 REWARD = "test_bench:redness"
 

@@ -21,8 +21,8 @@ from genpol.finetune_report import (
     read_run,
     unseen_share,
 )
-from genpol.metrics import MetricsCsv
 from genpol.report import Pair, Panel, mark, page, pairs, paragraph, table
+from genpol.runs.metrics import MetricsCsv
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 NASTY = 'a <script>alert("1")</script> & "red" circle'

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from training_runs import TINY, train
 
-from genpol.metrics import MetricsCsv
 from genpol.paired import Rollouts
+from genpol.runs.metrics import MetricsCsv
 from genpol.stats import wilson
 from genpol.train_curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
 from genpol.train_outcomes import read_outcomes, write_outcomes

@@ -24,7 +24,7 @@ from offline.world_model import Prediction, StateLayout
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-DOCUMENTED = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 LAYOUT = StateLayout({"state": 3})
 GAMMA_H = float(torch.tensor(0.99**2))
 STATE = {"state": torch.tensor([[0.5, -0.5, 0.2]])}

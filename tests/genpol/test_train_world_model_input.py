@@ -14,7 +14,7 @@ from training_runs import BRIEF, MODELLED, TINY, train
 
 from genpol.cli import main
 from genpol.commands.train import Train, defaults
-from genpol.metrics import MetricsCsv
+from genpol.runs.metrics import MetricsCsv
 from genpol.train_config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.train_curves import model_charts, read_log
 from genpol.train_record import commands, read_run

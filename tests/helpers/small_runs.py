@@ -69,7 +69,7 @@ def lasting(folder: Path) -> list[dict[str, str]]:
 
 
 def checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
-    from genpol import checkpoints
+    from genpol.runs import checkpoints
 
     found = checkpoints.latest(folder / "checkpoints")
     assert found is not None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from toy_reach import NAME
 
-from genpol import checkpoints
 from genpol.cli import main
-from genpol.state_tree import unflatten
+from genpol.runs import checkpoints
+from genpol.runs.state_tree import unflatten
 
 TINY: dict[str, Any] = {
     "env": NAME,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.errors import InputError
-from genpol.files import disk_errors, sync_path
+from genpol.runs.files import disk_errors, sync_path
 
 _NAME = re.compile(r"step-(\d+)(\.old)?")
 

@@ -7,7 +7,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from genpol.allocator import keep_freed_memory
+from genpol.runs.allocator import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

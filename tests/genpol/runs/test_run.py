@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffusion.errors import InputError
-from genpol.run import InterruptGuard, Run, read_config
+from genpol.runs.run import InterruptGuard, Run, read_config
 
 CONFIG = {"reward": "jpeg_compressibility", "epochs": 10, "beta": 3e-5, "seed": None}
 
@@ -140,7 +140,7 @@ def test_pictures_go_to_samples(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from genpol.run import Run
+from genpol.runs.run import Run
 from diffusion.errors import InputError
 with Run(Path(sys.argv[1]), {}, command="finetune", wandb="disabled") as run:
     run.log(1, {"loss": 1.0})
@@ -286,7 +286,7 @@ def test_no_network_falls_back_only_if_online_was_not_asked_for(tmp_path, monkey
 NO_SERVER = """
 import sys
 from pathlib import Path
-from genpol.run import Run
+from genpol.runs.run import Run
 with Run(Path(sys.argv[1]), {}, command="finetune", wandb=None) as run:
     run.log(1, {"reward/mean": 0.25})
 """

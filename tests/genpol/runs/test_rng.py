@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from genpol.undisturbed import undisturbed
+from genpol.runs.rng import undisturbed
 
 
 class Part:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion.errors import InputError
-from genpol.files import write_beside
+from genpol.runs.files import write_beside
 
 
 class MetricsCsv:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from genpol import checkpoints
-from genpol.state_tree import flatten, unflatten
+from genpol.runs import checkpoints
+from genpol.runs.state_tree import flatten, unflatten
 from offline.errors import InputError
 
 

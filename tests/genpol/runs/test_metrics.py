@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from diffusion.errors import InputError
-from genpol.metrics import MetricsCsv
+from genpol.runs.metrics import MetricsCsv
 
 
 @pytest.fixture

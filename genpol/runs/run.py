@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from diffusion.errors import InputError
-from genpol import __version__, checkpoints
-from genpol.files import disk_errors, write_beside
-from genpol.interrupts import InterruptGuard
-from genpol.metrics import MetricsCsv
+from genpol import __version__
+from genpol.runs import checkpoints
+from genpol.runs.files import disk_errors, write_beside
+from genpol.runs.interrupts import InterruptGuard
+from genpol.runs.metrics import MetricsCsv
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -167,11 +168,11 @@ class Run:
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
     ) -> Path:
-        """Write checkpoints/step-.../, whole or not at all; see `genpol.checkpoints.save`."""
+        """Write checkpoints/step-.../, whole or not at all; see `genpol.runs.checkpoints.save`."""
         return checkpoints.save(self.folder / "checkpoints", step, tensors, state, keep)
 
     def latest_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest readable (step, tensors, state); see `genpol.checkpoints.latest`."""
+        """The newest readable (step, tensors, state); see `genpol.runs.checkpoints.latest`."""
         return checkpoints.latest(self.folder / "checkpoints")
 
 

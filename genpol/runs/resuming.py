@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genpol.run import read_config
+from genpol.runs.run import read_config
 from offline.errors import InputError
 
 if TYPE_CHECKING:
