@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from genpol.pictures import to_pil
+from genpol.reports.grids import to_pil
 from genpol.runs.files import disk_errors, write_beside
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genpol.evaluations import Scores, read_evaluation
-from genpol.report import Pair, Panel, code, figure, pairs, paragraph, table
+from genpol.reports.page import Pair, Panel, code, figure, pairs, paragraph, table
 
 Floats = NDArray[np.float64]
 CHECKER, GOLD, WHOLLY = "attributes_hard", "gold", "gold_wholly"

@@ -6,7 +6,7 @@ import time
 
 from diffusion.finetune import Evaluation, Finetuner
 from genpol.evaluations import save_evaluation
-from genpol.pictures import before_after, grid
+from genpol.reports.grids import before_after, grid
 from genpol.runs.run import Run
 from genpol.weights import save_weights
 

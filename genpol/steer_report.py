@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genpol.report import Panel, figure, page, paragraph, table
+from genpol.reports.page import Panel, figure, page, paragraph, table
+from genpol.reports.stats import mcnemar, wilson
 from genpol.runs.files import write_beside
-from genpol.stats import mcnemar, wilson
 from genpol.steer_result import TITLES, SteerResult
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genpol.stats import mcnemar, paired_difference, paired_outcomes, wilson
+from genpol.reports.stats import mcnemar, paired_difference, paired_outcomes, wilson
 from offline.errors import InputError
 
 TITLES = {

@@ -180,7 +180,7 @@ def curve_of(
         over: settings that win over the arm's.
         name: of the run's folder, default the arm's.
     """
-    from genpol.stats import wilson
+    from genpol.reports.stats import wilson
 
     folder = cell.folder / (name or arm)
     with claimed(cell.folder / "clone", wait=True):  # demonstrations and clone are made once
@@ -280,7 +280,7 @@ class Outcome:
 
 def report(rows: list[dict[str, str]]) -> str:
     """Markdown: steps to the level and final success by task and arm, with intervals."""
-    from genpol.stats import iqm, iqm_interval
+    from genpol.reports.stats import iqm, iqm_interval
 
     levels = " and ".join(f"{level:.0%}" for level in LEVELS)
     lines = [

@@ -101,7 +101,7 @@ def sweep() -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
 
 def report(rows: list[dict[str, str]], what: str) -> str:
     """Markdown: return over the second half, cost, singular values, error of the value."""
-    from genpol.stats import iqm_interval
+    from genpol.reports.stats import iqm_interval
 
     lines = [
         f"| environment | {what} | return | CPU-s per 1,000 steps | largest sigma by layer | "

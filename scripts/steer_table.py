@@ -103,7 +103,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """One row of the table."""
     from genpol.paired import run_episodes
-    from genpol.stats import wilson
+    from genpol.reports.stats import wilson
     from robots.envs import layout_seed, make_env
 
     policy, charged = arm_policy(cell, kind, arm)
@@ -171,7 +171,7 @@ def complete(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 def report(rows: Iterable[dict[str, str]]) -> str:
     """Markdown: success by task, policy and arm, pooled over the training seeds, with intervals."""
-    from genpol.stats import wilson
+    from genpol.reports.stats import wilson
 
     rows = complete(rows)
     arms = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]

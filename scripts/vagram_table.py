@@ -138,7 +138,7 @@ Cells = dict[tuple[str, str, int], dict[str, dict[str, float]]]  # -> loss -> se
 
 
 def _interval(values: Any, form: str) -> str:
-    from genpol.stats import iqm_interval
+    from genpol.reports.stats import iqm_interval
 
     numbers = iqm_interval(values, np.random.default_rng(0))
     middle, low, high = (format(round(number), form) for number in numbers)

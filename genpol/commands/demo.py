@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genpol.report import Panel
+    from genpol.reports.page import Panel
 
 SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--model tiny` recommends
     "model": "tiny",
@@ -35,7 +35,7 @@ class Demo:
 
 def run(config: Demo) -> None:
     """Run every part and write OUTPUT/index.html; stops without a page when interrupted."""
-    from genpol.report import page
+    from genpol.reports.page import page
     from genpol.runs.files import disk_errors, write_beside
     from genpol.runs.quiet import hush
 
@@ -138,7 +138,7 @@ def training(config: Demo) -> list[Panel] | None:
 
     import genpol
     from genpol.commands.train import Train, check, train
-    from genpol.report import Panel, paragraph
+    from genpol.reports.page import Panel, paragraph
     from genpol.runs.allocator import keep_freed_memory
     from genpol.train_report import panels
     from genpol.train_session import Clock

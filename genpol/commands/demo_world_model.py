@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genpol.commands.train import Train
-    from genpol.report import Panel
+    from genpol.reports.page import Panel
     from genpol.train_record import TrainRecord
 
 # What both runs are alike in: steps, updates per step, batches, networks, evaluation.
@@ -74,7 +74,7 @@ def train_both(folder: Path, seed: int) -> bool:
 
 def panel(folder: Path) -> Panel:
     """What came of both runs in `folder`, in words, one figure and a film."""
-    from genpol.report import Panel, code, figure, paragraph
+    from genpol.reports.page import Panel, code, figure, paragraph
     from genpol.train_curves import comparison_chart
     from genpol.train_record import read_run, same_again
 
@@ -151,7 +151,7 @@ def _model_errors(run: TrainRecord) -> str:
 
 def _film(run: TrainRecord) -> str:
     """The first start before and after training, of whichever films there are."""
-    from genpol.report import paragraph
+    from genpol.reports.page import paragraph
     from genpol.steer_report import film
 
     shown = []

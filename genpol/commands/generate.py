@@ -192,7 +192,7 @@ def png(image: Tensor) -> bytes:
     """PNG bytes of one image."""
     import io
 
-    from genpol.pictures import to_pil
+    from genpol.reports.grids import to_pil
 
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from genpol.cli import main
-from genpol.stats import wilson
+from genpol.reports.stats import wilson
 
 pytest.importorskip("metaworld")
 

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from genpol.reports.videos import write_video
 from genpol.steer_report import auc, write_report
 from genpol.steer_result import ArmResult, SteerResult
-from genpol.videos import write_video
 from offline.errors import InputError
 
 

@@ -9,13 +9,13 @@ import pytest
 from training_runs import TINY, train
 
 from genpol.paired import Rollouts
+from genpol.reports.stats import wilson
+from genpol.reports.videos import write_video
 from genpol.runs.metrics import MetricsCsv
-from genpol.stats import wilson
 from genpol.train_curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
 from genpol.train_outcomes import read_outcomes, write_outcomes
 from genpol.train_record import commands, read_run
 from genpol.train_report import panels, write_page
-from genpol.videos import write_video
 from offline.errors import InputError
 
 CONFIG = {

@@ -21,7 +21,7 @@ from genpol.finetune_report import (
     read_run,
     unseen_share,
 )
-from genpol.report import Pair, Panel, mark, page, pairs, paragraph, table
+from genpol.reports.page import Pair, Panel, mark, page, pairs, paragraph, table
 from genpol.runs.metrics import MetricsCsv
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

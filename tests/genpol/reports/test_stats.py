@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genpol.stats import iqm, iqm_interval, mcnemar, paired_difference, paired_outcomes, wilson
+from genpol.reports.stats import (
+    iqm,
+    iqm_interval,
+    mcnemar,
+    paired_difference,
+    paired_outcomes,
+    wilson,
+)
 from offline.errors import InputError
 
 

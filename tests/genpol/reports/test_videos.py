@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genpol.paired import Recording
-from genpol.videos import BAR, BLUE, GAP, TRACE, overlay, side_by_side, write_video
+from genpol.reports.videos import BAR, BLUE, GAP, TRACE, overlay, side_by_side, write_video
 from offline.errors import InputError
 
 

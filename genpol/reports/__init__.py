@@ -1,0 +1,1 @@
+"""Pages, picture grids, films and statistics, for whatever is reported."""
