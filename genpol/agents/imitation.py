@@ -18,8 +18,8 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from genpol.clone import MAX_GRAD_NORM, follow
 from genpol.policies import ChunkPolicy
+from genpol.policies.cloning import MAX_GRAD_NORM, follow
 from genpol.policies.one_step import NO_LOSS
 from offline.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from genpol.clone_config import CloneConfig
+from genpol.policies.cloning_config import CloneConfig
 
 if TYPE_CHECKING:
     from genpol.policies import ChunkPolicy
@@ -47,7 +47,7 @@ def run(config: Clone) -> None:
 
 def train(config: Clone) -> ChunkPolicy:
     """The whole run; returns the policy, which is also saved."""
-    from genpol.clone import clone
+    from genpol.policies.cloning import clone
     from genpol.runs.device import pick_device
     from genpol.runs.files import disk_errors
     from genpol.training_run import training_run

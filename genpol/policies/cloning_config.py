@@ -10,7 +10,7 @@ from offline.option_check import require
 
 @dataclass(frozen=True)
 class CloneConfig:
-    """Settings of `genpol.clone.clone`."""
+    """Settings of `genpol.policies.cloning.clone`."""
 
     policy: Literal["diffusion", "flow", "gaussian"] = "diffusion"
     """What kind of policy."""

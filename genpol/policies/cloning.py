@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from genpol.clone_config import CloneConfig
 from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.cloning_config import CloneConfig
 from offline.batch import Batch
 from offline.episodes import Episodes
 from offline.errors import InputError
