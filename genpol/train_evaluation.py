@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from genpol.paired import MakeEnv, Rollouts, run_episodes
 from genpol.reports.stats import wilson
 from genpol.reports.videos import overlay, side_by_side, write_video
 from genpol.runs.rng import undisturbed
+from genpol.steering.paired_episodes import MakeEnv, Rollouts, run_episodes
 from offline.types import Policy
 
 PARALLEL = 25  # environments side by side; results depend on it, so it is not an option

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genpol.paired import Rollouts
 from genpol.runs.files import write_beside
+from genpol.steering.paired_episodes import Rollouts
 
 _NAME = re.compile(r"step-(\d+)\.csv")
 _COLUMNS = ["episode", "seed", "success", "return", "length"]

@@ -15,7 +15,7 @@ from genpol.finetune_report import duration
 from genpol.reports.page import Panel, code, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, paired_difference, paired_outcomes
 from genpol.runs.files import write_beside
-from genpol.steer_report import film
+from genpol.steering.report import film
 from genpol.train_curves import diagnostic_charts, evaluation_chart, known, model_charts
 from genpol.train_record import TrainRecord, commands, read_run
 

@@ -18,7 +18,7 @@ from robots.sessions import decide
 
 
 class Chooser(Protocol):
-    """What a proxy needs of `genpol.steer.Steered`."""
+    """What a proxy needs of `genpol.steering.steered.Steered`."""
 
     num_candidates: int
 

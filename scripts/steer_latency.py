@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genpol.paired import stack
 from genpol.policies import ChunkPolicy
-from genpol.select import argmax, softmax
-from genpol.steer_session import Arms, latencies
+from genpol.steering.paired_episodes import stack
+from genpol.steering.select import argmax, softmax
+from genpol.steering.session import Arms, latencies
 from offline.types import Obs
 from offline.value import ValueFunction
 from robots.envs import layout_seed, make_env

@@ -79,9 +79,9 @@ CONTROL = "Where sloppy operators err towards a random side in each episode (@ra
 
 def arm_policy(cell: Cell, kind: str, arm: str) -> tuple[Any, str]:
     """The policy of one arm, and the name of the artefact whose training it is charged with."""
-    from genpol.paired import Mode
-    from genpol.select import argmax, random_choice, softmax
-    from genpol.steer import Steered
+    from genpol.steering.paired_episodes import Mode
+    from genpol.steering.select import argmax, random_choice, softmax
+    from genpol.steering.steered import Steered
 
     if arm == "filtered":
         return cell.policy(kind, filtered=True), f"{kind}-filtered"
@@ -102,8 +102,8 @@ def evaluate(
     cell: Cell, kind: str, arm: str, episodes: int, envs: list[Any], parallel: int
 ) -> dict[str, Any]:
     """One row of the table."""
-    from genpol.paired import run_episodes
     from genpol.reports.stats import wilson
+    from genpol.steering.paired_episodes import run_episodes
     from robots.envs import layout_seed, make_env
 
     policy, charged = arm_policy(cell, kind, arm)

@@ -23,8 +23,8 @@ from genpol.agents import dsrl
 from genpol.agents.edit import Editor, EditPolicy
 from genpol.policies import load_policy
 from genpol.runs.files import write_beside
-from genpol.select import argmax
-from genpol.steer import Steered
+from genpol.steering.select import argmax
+from genpol.steering.steered import Steered
 from offline import actor_policy
 from offline.errors import InputError
 from offline.td import Subset

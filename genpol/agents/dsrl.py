@@ -30,8 +30,8 @@ from torch import Generator, Tensor
 
 from genpol.agents.imitation import Imitation
 from genpol.policies import load_policy
+from genpol.steering.action_units import Units
 from genpol.train_config import TrainConfig
-from genpol.units import Units
 from offline.actor_policy import ActorPolicy
 from offline.batch import Batch
 from offline.calql import td_loss

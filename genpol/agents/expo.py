@@ -27,8 +27,8 @@ from genpol.agents.edit import EditLearner, Editor, EditPolicy
 from genpol.agents.imitation import Imitation
 from genpol.agents.target_proposals import TargetProposals
 from genpol.policies import ChunkPolicy
-from genpol.select import Select, argmax, softmax
-from genpol.steer import Steered
+from genpol.steering.select import Select, argmax, softmax
+from genpol.steering.steered import Steered
 from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.td import Penalty, Subset, TDCritic

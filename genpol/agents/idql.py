@@ -24,8 +24,8 @@ from torch import Generator, Tensor
 
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
-from genpol.select import argmax, softmax
-from genpol.steer import Steered
+from genpol.steering.select import argmax, softmax
+from genpol.steering.steered import Steered
 from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.iql import expectile_loss

@@ -87,7 +87,7 @@ def steering(config: Demo) -> list[Panel] | None:
 
     import genpol
     from genpol.commands.steer import Steer, steer
-    from genpol.steer_report import panels
+    from genpol.steering.report import panels
 
     folder = config.output / "steering"
     remove_earlier(folder, "steer")

@@ -152,7 +152,7 @@ def _model_errors(run: TrainRecord) -> str:
 def _film(run: TrainRecord) -> str:
     """The first start before and after training, of whichever films there are."""
     from genpol.reports.page import paragraph
-    from genpol.steer_report import film
+    from genpol.steering.report import film
 
     shown = []
     for step, when in zip(run.ends, ("before training", "after it"), strict=True):

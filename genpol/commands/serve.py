@@ -208,7 +208,7 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
 
 def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The critic (composed where there are several; None without --value), and what it observes."""
-    from genpol.compose import Composed
+    from genpol.steering.compose import Composed
     from offline.value import ValueFunction
     from robots.observations import merged
 
@@ -263,8 +263,8 @@ def action_spec(config: Serve, value: Any) -> ActionSpec:
 
 def steered(config: Serve, base: Policy, value: Any, *, anytime: bool = True) -> Any:
     """`base` steered as the options say; `anytime` lets it watch the deadline itself."""
-    from genpol.steer import Steered
-    from genpol.steer_session import make_select
+    from genpol.steering.session import make_select
+    from genpol.steering.steered import Steered
 
     return Steered(
         base,

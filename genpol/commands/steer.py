@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from genpol.paired import Rollouts
-    from genpol.steer_result import SteerResult
-    from genpol.steer_session import Arms
+    from genpol.steering.paired_episodes import Rollouts
+    from genpol.steering.result import SteerResult
+    from genpol.steering.session import Arms
 
 Arm = Literal["base", "steered", "mode", "random"]
 ARMS: tuple[Arm, ...] = ("base", "steered", "mode", "random")
@@ -111,8 +111,8 @@ def steer(config: Steer) -> SteerResult:
     from genpol.commands.steer_inputs import WithLanguage, embed, load_policy, load_values, tuned
     from genpol.runs.files import disk_errors
     from genpol.runs.run import Run
-    from genpol.steer_report import write_report
-    from genpol.steer_session import Arms, make_select, result
+    from genpol.steering.report import write_report
+    from genpol.steering.session import Arms, make_select, result
     from robots.envs import make_env
 
     check(config)
@@ -180,7 +180,7 @@ def episodes(
     """Every arm's episodes, and the seconds that decisions take."""
     from tqdm import tqdm
 
-    from genpol.steer_session import first_observations, latencies, run_arms
+    from genpol.steering.session import first_observations, latencies, run_arms
     from robots.envs import layout_seed
 
     names: list[str] = [*dict.fromkeys(("base", "steered", *config.arms))]

@@ -15,7 +15,7 @@ def load_values(config: Steer) -> tuple[Critic, str]:
     Raises:
         InputError: unknown environment, or a value of another task.
     """
-    from genpol.compose import Composed
+    from genpol.steering.compose import Composed
     from offline.errors import InputError
     from offline.value import ValueFunction
     from robots.envs import check_env_name
@@ -86,7 +86,7 @@ def embed(language: str | None, values: Any, policy: Any, config: Steer) -> Any:
 
 def tuned(config: Steer, policy: Policy, values: Critic) -> dict[str, Any]:
     """Temperature and gate chosen on the held-out episodes of a dataset, never on the arms."""
-    from genpol.steer_tuning import tune
+    from genpol.steering.tuning import tune
     from robots.datasets.open import open_dataset
 
     assert config.tune is not None

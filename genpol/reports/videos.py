@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from genpol.paired import Recording
+from genpol.steering.paired_episodes import Recording
 from offline.errors import InputError
 
 Frames = NDArray[np.uint8]  # (T, height, width, 3)

@@ -23,8 +23,8 @@ from websockets.sync.client import connect
 
 from genpol.commands.serve import Serve, make_server
 from genpol.policies import Architecture, ChunkPolicy, load_policy
-from genpol.select import softmax
-from genpol.steer import Steered
+from genpol.steering.select import softmax
+from genpol.steering.steered import Steered
 from offline.errors import InputError
 from offline.value import ValueFunction
 

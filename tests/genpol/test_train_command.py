@@ -13,8 +13,8 @@ from training_runs import TINY, differences, interrupt_at, resume, rows, state, 
 
 from genpol.cli import main
 from genpol.commands.train import Train, defaults, run
-from genpol.paired import run_episodes
 from genpol.policies import load_policy
+from genpol.steering.paired_episodes import run_episodes
 from genpol.train_config import FAITHFUL
 from genpol.train_outcomes import read_outcomes
 from offline.errors import InputError

@@ -10,7 +10,7 @@ import torch
 
 from genpol.fits import require_observations, require_same_actions
 from genpol.frozen_base import FrozenBase
-from genpol.paired import Recording, Rollouts
+from genpol.steering.paired_episodes import Recording, Rollouts
 from genpol.train_evaluation import summarised, write_films
 from offline.errors import SpecError
 from offline.spec import ActionSpec

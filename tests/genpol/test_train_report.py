@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from training_runs import TINY, train
 
-from genpol.paired import Rollouts
 from genpol.reports.stats import wilson
 from genpol.reports.videos import write_video
 from genpol.runs.metrics import MetricsCsv
+from genpol.steering.paired_episodes import Rollouts
 from genpol.train_curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
 from genpol.train_outcomes import read_outcomes, write_outcomes
 from genpol.train_record import commands, read_run

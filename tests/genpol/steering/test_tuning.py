@@ -6,9 +6,9 @@ import pytest
 import torch
 from fake_steering import SPEC, Constant, Quadratic, Uniform
 
-from genpol.select import argmax
-from genpol.steer import Steered
-from genpol.steer_tuning import tune
+from genpol.steering.select import argmax
+from genpol.steering.steered import Steered
+from genpol.steering.tuning import tune
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 

@@ -7,9 +7,9 @@ import time
 import pytest
 from fake_steering import Quadratic, Uniform, seeded, states
 
-from genpol.latency import LatencyMeter, Pace
-from genpol.select import argmax
-from genpol.steer import Steered
+from genpol.steering.deadline import LatencyMeter, Pace
+from genpol.steering.select import argmax
+from genpol.steering.steered import Steered
 from offline.errors import InputError
 
 

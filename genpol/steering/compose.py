@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genpol.units import Units
+from genpol.steering.action_units import Units
 from offline.errors import InputError
 from offline.types import Critic, Obs
 

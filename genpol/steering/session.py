@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from genpol.paired import MakeEnv, Mode, Rollouts, run_episodes, stack
 from genpol.reports.videos import film_pair, write_video
-from genpol.select import Select, argmax, keep_if_better, random_choice, softmax
-from genpol.steer import Steered
-from genpol.steer_result import TITLES, ArmResult, SteerResult
+from genpol.steering.paired_episodes import MakeEnv, Mode, Rollouts, run_episodes, stack
+from genpol.steering.result import TITLES, ArmResult, SteerResult
+from genpol.steering.select import Select, argmax, keep_if_better, random_choice, softmax
+from genpol.steering.steered import Steered
 from offline.types import Critic, Obs, Policy
 
 

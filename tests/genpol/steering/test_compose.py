@@ -8,9 +8,9 @@ import pytest
 import torch
 from fake_steering import SPEC, Quadratic, Uniform, seeded, states
 
-from genpol.compose import Composed
-from genpol.select import argmax
-from genpol.steer import Steered
+from genpol.steering.compose import Composed
+from genpol.steering.select import argmax
+from genpol.steering.steered import Steered
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 

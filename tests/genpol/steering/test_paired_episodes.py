@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genpol.paired import Mode, medoid, run_episodes
+from genpol.steering.paired_episodes import Mode, medoid, run_episodes
 from offline.errors import InputError
 from offline.spec import ActionSpec
 

@@ -14,7 +14,7 @@ import numpy as np
 from genpol.reports.page import Panel, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, wilson
 from genpol.runs.files import write_beside
-from genpol.steer_result import TITLES, SteerResult
+from genpol.steering.result import TITLES, SteerResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from genpol.reports.videos import write_video
-from genpol.steer_report import auc, write_report
-from genpol.steer_result import ArmResult, SteerResult
+from genpol.steering.report import auc, write_report
+from genpol.steering.result import ArmResult, SteerResult
 from offline.errors import InputError
 
 

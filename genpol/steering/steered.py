@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from genpol.diversity import WATCHED, DiversityCheck, spread
-from genpol.latency import LatencyMeter, Pace
-from genpol.select import Select
-from genpol.units import Units
+from genpol.steering.action_units import Units
+from genpol.steering.deadline import LatencyMeter, Pace
+from genpol.steering.diversity import WATCHED, DiversityCheck, spread
+from genpol.steering.select import Select
 from offline.errors import InputError
 from offline.types import Critic, Obs, Policy
 
@@ -86,10 +86,10 @@ class Steered:
         score: values chunks of `score.spec.chunk` actions. Of a longer proposal the first so many
             are scored, and executed.
         num_candidates: K; 1 is the base policy itself.
-        select: a rule of `genpol.select`.
+        select: a rule of `genpol.steering.select`.
         edit: (obs, candidates (B, K, H, A), generator) -> (B, K', H, A), further candidates.
         gate: fall back to candidate 0, a plain sample, where the disagreement exceeds this (in
-            units of the value); None never does. See `genpol.steer_tuning`.
+            units of the value); None never does. See `genpol.steering.tuning`.
         deadline: seconds for a decision. K then depends on how fast the machine is, so results
             do too; `num_candidates` is the most.
         check: check that proposals lie where the critic's data did, and that they differ.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_steering import seeded
 
-from genpol.select import argmax, keep_if_better, random_choice, softmax
+from genpol.steering.select import argmax, keep_if_better, random_choice, softmax
 from offline.errors import InputError
 
 INF, NAN = float("inf"), float("nan")

@@ -17,8 +17,8 @@ from fake_steering import (
     states,
 )
 
-from genpol.select import argmax, keep_if_better, softmax
-from genpol.steer import Steered
+from genpol.steering.select import argmax, keep_if_better, softmax
+from genpol.steering.steered import Steered
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 from offline.types import Policy

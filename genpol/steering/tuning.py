@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genpol.units import Units
+from genpol.steering.action_units import Units
 from offline.errors import InputError
 from offline.types import Critic, Obs, Policy
 

@@ -1,0 +1,1 @@
+"""Steering: propose, edit, score, select; deadlines, tuning, paired episodes and their report."""
