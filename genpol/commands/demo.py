@@ -59,7 +59,7 @@ def images(config: Demo) -> list[Panel] | None:
     from diffusion.config import check
     from diffusion.pipelines import TINY
     from genpol.commands.finetune import Finetune, complete, train
-    from genpol.finetune_report import finetune_panels
+    from genpol.finetuning.report import finetune_panels
 
     folder = config.output / "images"
     remove_earlier(folder, "finetune")

@@ -143,7 +143,7 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
     from diffusion.errors import InputError
     from diffusion.finetune import Stopped
     from diffusion.selfcheck import self_check
-    from genpol.finetune_session import Session
+    from genpol.finetuning.session import Session
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
 

@@ -149,7 +149,7 @@ def test_training_and_generating_draw_the_same_image(name, models, prompts):
 )
 def test_a_reloaded_lora_is_the_trained_network(name, targets, rank, models, prompts, tmp_path):
     from diffusion.pipelines import load_lora, load_pipeline
-    from genpol.weights import save_weights
+    from genpol.finetuning.export import save_weights
 
     tuner = tuner_of(models, prompts, model=models[name], lora_targets=targets, lora_rank=rank)
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def test_a_lora_of_another_scale_keeps_it(models, prompts, tmp_path):
     from peft.utils import get_peft_model_state_dict
 
     from diffusion.pipelines import load_lora, load_pipeline
-    from genpol.weights import save_weights
+    from genpol.finetuning.export import save_weights
 
     unet = load_pipeline(str(models["sd"])).unet
     torch.manual_seed(0)

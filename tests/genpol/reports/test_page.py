@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from genpol.commands.demo import remove_earlier
-from genpol.evaluations import PICTURES, read_evaluation, save_evaluation
-from genpol.finetune_report import (
+from genpol.finetuning.report import (
     agreement,
     bootstrap,
     comparison,
@@ -21,6 +20,7 @@ from genpol.finetune_report import (
     read_run,
     unseen_share,
 )
+from genpol.finetuning.samples import PICTURES, read_evaluation, save_evaluation
 from genpol.reports.page import Pair, Panel, mark, page, pairs, paragraph, table
 from genpol.runs.metrics import MetricsCsv
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genpol.evaluations import Scores, read_evaluation
+from genpol.finetuning.samples import Scores, read_evaluation
 from genpol.reports.page import Pair, Panel, code, figure, pairs, paragraph, table
 
 Floats = NDArray[np.float64]

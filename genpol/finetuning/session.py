@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from diffusion.finetune import Evaluation, Finetuner
-from genpol.evaluations import save_evaluation
+from genpol.finetuning.export import save_weights
+from genpol.finetuning.samples import save_evaluation
 from genpol.reports.grids import before_after, grid
 from genpol.runs.run import Run
-from genpol.weights import save_weights
 
 
 class Session:

@@ -1,0 +1,1 @@
+"""A fine-tuning run: its session, exported weights, samples and report."""
