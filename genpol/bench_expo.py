@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.diagnostics import agreement
 from genpol.agents.expo import EXPO
 from genpol.agents.make import make_agent
 from genpol.policies import ChunkPolicy
 from genpol.runs.measure import PartClock
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.spec import ActionSpec
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from genpol.train_config import TrainConfig, usual
+from genpol.agents.config import TrainConfig, usual
 from genpol.train_curves import Log, known, read_log
 from genpol.train_outcomes import Outcomes, read_outcomes
 from offline.errors import InputError

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.diagnostics import diagnose
 from genpol.runs.files import disk_errors
 from genpol.runs.metrics import MetricsCsv
@@ -22,7 +23,6 @@ from genpol.runs.rng import (
 )
 from genpol.runs.run import Run
 from genpol.runs.state_tree import flatten, unflatten
-from genpol.train_config import TrainConfig
 from genpol.train_evaluation import Evaluator, Stopped, write_films
 from genpol.train_outcomes import write_outcomes
 from offline.errors import InputError

@@ -70,7 +70,7 @@ TELLING = (("4x200", 0), ("2x32", 0), ("4x200", 20))
 
 def options_of(env: str, model: str, distractors: int, loss: str) -> dict[str, Any]:
     """Of `genpol train`."""
-    from genpol.train_config import usual
+    from genpol.agents.config import usual
 
     return (
         usual("sac", loss)

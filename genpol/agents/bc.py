@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.types import Policy
 from offline.value import ValueFunction

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
 from genpol.policies import load_policy
 from genpol.steering.action_units import Units
-from genpol.train_config import TrainConfig
 from offline.actor_policy import ActorPolicy
 from offline.batch import Batch
 from offline.calql import td_loss

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.deploy import save_edit
 from genpol.agents.edit import EditLearner, Editor, EditPolicy
 from genpol.agents.imitation import Imitation
@@ -29,7 +30,6 @@ from genpol.agents.target_proposals import TargetProposals
 from genpol.policies import ChunkPolicy
 from genpol.steering.select import Select, argmax, softmax
 from genpol.steering.steered import Steered
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.td import Penalty, Subset, TDCritic
 from offline.types import Obs, Policy

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
 from genpol.policies.student import Student, distance
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.td import Penalty, Subset, TDCritic
 from offline.value import ValueFunction

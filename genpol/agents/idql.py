@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
 from genpol.steering.select import argmax, softmax
 from genpol.steering.steered import Steered
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.iql import expectile_loss
 from offline.nets import mlp

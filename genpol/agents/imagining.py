@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from genpol.train_config import TrainConfig
+from genpol.agents.config import TrainConfig
 from offline.agent import Agent
 from offline.dynamics import Dynamics, Rule
 from offline.held_out import split_rows

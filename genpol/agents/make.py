@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 
 from genpol.agents.bc import BC
+from genpol.agents.config import TrainConfig
 from genpol.agents.dsrl import DSRL
 from genpol.agents.expo import EXPO
 from genpol.agents.fql import FQL
 from genpol.agents.idql import IDQL
 from genpol.agents.pretrain import pretrain
 from genpol.policies import Architecture, ChunkPolicy
-from genpol.train_config import TrainConfig
 from offline.agent import Agent
 from offline.errors import InputError
 from offline.normalizer import ObsStats

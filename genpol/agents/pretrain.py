@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from genpol.train_config import TrainConfig
+from genpol.agents.config import TrainConfig
 from offline.agent import Agent
 from offline.batch import shifted
 from offline.calql import CalQL

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from genpol.agents.student_proposals import StudentProposals
-from genpol.candidate_cache import CandidateCache
-from genpol.candidates import Draft
+from genpol.agents.candidates import CandidateCache, Draft
+from genpol.agents.config import TrainConfig
 from genpol.policies import ChunkPolicy
-from genpol.train_config import TrainConfig
+from genpol.policies.noise import normal
+from genpol.policies.student import Student
 from offline.batch import Batch
 from offline.errors import InputError
 from offline.td import Subset
@@ -124,3 +124,70 @@ class TargetProposals:
             self.cache.load_state_dict(state["cache"])
         if self.student is not None:
             self.student.load_state_dict(state["student"])
+
+
+class StudentProposals:
+    """A `Policy` for targets; see the top of the file.
+
+    Args:
+        base: the teacher; its weights are followed. A flow, or a diffusion policy (by DDIM).
+        lr: of AdamW.
+        screen: the critic that sieves noises; None proposes the student's own answers.
+        noises: N, drawn for each candidate that is asked for, where there is a sieve.
+
+    Raises:
+        InputError: a base policy that is not ours.
+    """
+
+    def __init__(
+        self, base: ChunkPolicy, *, lr: float, screen: Subset | None = None, noises: int = 8
+    ) -> None:
+        if not isinstance(base, ChunkPolicy):
+            raise InputError(
+                "--candidates student and noise-filter need a base policy of our own (genpol "
+                "clone), as they have to know what noise becomes; a black box has none"
+            )
+        self.base, self.spec = base, base.spec
+        self.screen, self.noises = screen, noises
+        self.student = Student.of(base)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=lr, fused=True)
+
+    def update(self, obs: Obs, generator: Generator) -> dict[str, Tensor]:
+        """One step towards the present base policy, on these states."""
+        loss = self.student.distill_loss(obs, self.base, generator).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"base/student_loss": loss.detach()}
+
+    def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
+        """(B, n, H, A), normalised by `spec`; no gradients."""
+        if self.screen is None:
+            return self.student.sample(obs, n, generator)
+        rows, dim = len(next(iter(obs.values()))), self.spec.chunk * self.spec.dim
+        like = next(self.student.parameters())
+        noise = normal((rows, n * self.noises, dim), generator, like)
+        with torch.no_grad():
+            answers = self.student.decode(obs, noise)
+            scores = self.screen(obs, answers).amin(0)
+        best = scores.view(rows, n, self.noises).argmax(-1, keepdim=True)  # (B, n, 1)
+        kept = noise.view(rows, n, self.noises, dim).gather(
+            2, best[..., None].expand(-1, -1, -1, dim)
+        )
+        return self.base.decode(obs, kept[:, :, 0])
+
+    def reset(self) -> None:
+        """Targets know no episodes."""
+
+    def commit(self, act: Tensor) -> None:
+        """Nothing is executed."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Nothing is executed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])

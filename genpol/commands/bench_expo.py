@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genpol.train_config import FAITHFUL, TrainConfig, with_preset
+from genpol.agents.config import FAITHFUL, TrainConfig, with_preset
 
 if TYPE_CHECKING:
     from genpol.bench_expo import Parts

@@ -54,9 +54,9 @@ def settings(config: BenchWorldModel) -> Train:
     Raises:
         InputError: a number is out of its range.
     """
+    from genpol.agents.config import usual
     from genpol.bench_world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
     from genpol.commands.train import Train
-    from genpol.train_config import usual
     from offline.errors import InputError
 
     for name in ("env_steps", "pieces", "model_every", "model_epochs", "sac_updates"):

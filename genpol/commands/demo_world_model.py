@@ -49,8 +49,8 @@ ARMS: dict[str, bool] = {"with-model": True, "without": False}  # folder -> has 
 
 def settings(folder: Path, arm: str, seed: int) -> Train:
     """Of one of ARMS, which runs in a folder of its own within `folder`."""
+    from genpol.agents.config import usual
     from genpol.commands.train import Train
-    from genpol.train_config import usual
 
     own = MODEL if ARMS[arm] else {}
     options = usual("sac", own.get("world_model", "none")) | SHARED | own

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genpol.train_config import FAITHFUL, TrainConfig, usual
+from genpol.agents.config import FAITHFUL, TrainConfig, usual
 
 if TYPE_CHECKING:
     from genpol.train_session import Clock

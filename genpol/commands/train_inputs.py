@@ -227,7 +227,7 @@ def space_shapes(env: Any) -> dict[str, tuple[int, ...]]:
 
 def _obs_shapes(config: Train, inputs: Inputs, probe: Any) -> dict[str, tuple[int, ...]]:
     """What is learnt from, in the environment, the data, the base policy and the critic alike."""
-    from genpol.fits import require_observations
+    from genpol.agents.compatibility import require_observations
     from offline.errors import InputError, did_you_mean
 
     offered = space_shapes(probe)

@@ -20,7 +20,7 @@ def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | Non
     """
     if config.value is None:
         return None
-    from genpol.fits import require_same_actions
+    from genpol.agents.compatibility import require_same_actions
     from offline.errors import InputError
     from offline.penalties import lipschitz_bound
     from offline.value import ValueFunction
@@ -51,8 +51,8 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
     Raises:
         InputError, SpecError: it is not there, of another task, or cannot be used so.
     """
-    from genpol.fits import require_same_actions
-    from genpol.frozen_base import FrozenBase
+    from genpol.agents.compatibility import require_same_actions
+    from genpol.agents.frozen_base import FrozenBase
     from genpol.policies import load_policy
     from offline.errors import InputError, SpecError
     from robots.load import is_black_box, load_black_box

@@ -11,11 +11,11 @@ import torch
 from toy_reach import LIMIT, NAME, write_demonstrations
 from training_runs import TINY, differences, interrupt_at, resume, rows, state, train, words
 
+from genpol.agents.config import FAITHFUL
 from genpol.cli import main
 from genpol.commands.train import Train, defaults, run
 from genpol.policies import load_policy
 from genpol.steering.paired_episodes import run_episodes
-from genpol.train_config import FAITHFUL
 from genpol.train_outcomes import read_outcomes
 from offline.errors import InputError
 from offline.value import ValueFunction

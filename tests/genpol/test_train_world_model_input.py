@@ -12,10 +12,10 @@ import tyro
 from toy_reach import NAME, write_demonstrations
 from training_runs import BRIEF, MODELLED, TINY, train
 
+from genpol.agents.config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.cli import main
 from genpol.commands.train import Train, defaults
 from genpol.runs.metrics import MetricsCsv
-from genpol.train_config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.train_curves import model_charts, read_log
 from genpol.train_record import commands, read_run
 from genpol.train_report import panels, write_page

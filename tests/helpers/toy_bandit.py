@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from genpol.agents.config import TrainConfig
 from genpol.policies import Architecture, ChunkPolicy
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.spec import ActionSpec
 from offline.types import Policy

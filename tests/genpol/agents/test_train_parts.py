@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from genpol.fits import require_observations, require_same_actions
-from genpol.frozen_base import FrozenBase
+from genpol.agents.compatibility import require_observations, require_same_actions
+from genpol.agents.frozen_base import FrozenBase
 from genpol.steering.paired_episodes import Recording, Rollouts
 from genpol.train_evaluation import summarised, write_films
 from offline.errors import SpecError

@@ -10,8 +10,8 @@ import torch
 from torch import Generator
 from toy_policies import CHUNK, DIM, SHAPES, SPEC, make, modes, states, train
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.dsrl import DSRL, NoisePolicy
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec

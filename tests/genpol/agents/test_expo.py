@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Generator
 
+from genpol.agents.config import TrainConfig
 from genpol.agents.deploy import load_trained
 from genpol.agents.edit import EditLearner, EditPolicy
 from genpol.agents.expo import EXPO
 from genpol.agents.imitation import Imitation
 from genpol.policies import Architecture, ChunkPolicy
-from genpol.train_config import TrainConfig
 from offline.batch import Batch
 from offline.errors import InputError
 from offline.spec import ActionSpec

@@ -5,7 +5,7 @@ import torch
 from torch import Generator
 from toy_policies import make, modes, states, train
 
-from genpol.candidates import Draft
+from genpol.agents.candidates import Draft
 from genpol.policies.diffusion import action_process, chain_steps
 from offline.errors import InputError
 from offline.types import Policy

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genpol.candidate_cache import CandidateCache
+from genpol.agents.candidates import CandidateCache
 from offline.errors import InputError
 
 OFFLINE, SLOTS = 10, 5
