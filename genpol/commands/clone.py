@@ -50,7 +50,7 @@ def train(config: Clone) -> ChunkPolicy:
     from genpol.policies.cloning import clone
     from genpol.runs.device import pick_device
     from genpol.runs.files import disk_errors
-    from genpol.training_run import training_run
+    from genpol.training.run_folder import training_run
     from offline.language import embedder
     from robots.datasets.open import open_dataset
 

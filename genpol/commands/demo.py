@@ -140,8 +140,8 @@ def training(config: Demo) -> list[Panel] | None:
     from genpol.commands.train import Train, check, train
     from genpol.reports.page import Panel, paragraph
     from genpol.runs.allocator import keep_freed_memory
-    from genpol.train_report import panels
-    from genpol.train_session import Clock
+    from genpol.training.report import panels
+    from genpol.training.session import Clock
 
     keep_freed_memory()
     folder = config.output / "training"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genpol.commands.train import Train
     from genpol.reports.page import Panel
-    from genpol.train_record import TrainRecord
+    from genpol.training.record import TrainRecord
 
 # What both runs are alike in: steps, updates per step, batches, networks, evaluation.
 SHARED: dict[str, Any] = {
@@ -60,7 +60,7 @@ def settings(folder: Path, arm: str, seed: int) -> Train:
 def train_both(folder: Path, seed: int) -> bool:
     """Train either arm; False if it was stopped."""
     from genpol.commands.train import check, train
-    from genpol.train_session import Clock
+    from genpol.training.session import Clock
 
     for arm in ARMS:
         config = settings(folder, arm, seed)
@@ -75,8 +75,8 @@ def train_both(folder: Path, seed: int) -> bool:
 def panel(folder: Path) -> Panel:
     """What came of both runs in `folder`, in words, one figure and a film."""
     from genpol.reports.page import Panel, code, figure, paragraph
-    from genpol.train_curves import comparison_chart
-    from genpol.train_record import read_run, same_again
+    from genpol.training.curves import comparison_chart
+    from genpol.training.record import read_run, same_again
 
     imagining, plain = (read_run(folder / arm) for arm in ARMS)
     curves = {"with the model": imagining.log, "without": plain.log}
@@ -170,6 +170,6 @@ def _film(run: TrainRecord) -> str:
 
 def _level(run: TrainRecord, name: str) -> float:
     """The last value of a column, NaN if it has none."""
-    from genpol.train_curves import known
+    from genpol.training.curves import known
 
     return float([float("nan"), *known(run.log, name)[1]][-1])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
 
 if TYPE_CHECKING:
-    from genpol.train_session import Clock
+    from genpol.training.session import Clock
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -95,7 +95,7 @@ def run(config: Train) -> None:
     hush()
     from genpol.runs.allocator import keep_freed_memory
     from genpol.runs.resuming import restored
-    from genpol.train_session import Clock
+    from genpol.training.session import Clock
 
     clock = Clock()
     keep_freed_memory()
@@ -171,7 +171,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.rng import seed_everything
     from genpol.runs.run import Run
-    from genpol.train_report import write_page
+    from genpol.training.report import write_page
     from offline.errors import InputError
 
     seed_everything(config.seed)

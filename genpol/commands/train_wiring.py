@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genpol.commands.train import Train
     from genpol.commands.train_inputs import Inputs
-    from genpol.train_session import Clock, Session
+    from genpol.training.session import Clock, Session
     from offline.loop import Loop
 
 
@@ -80,8 +80,8 @@ def make_session(
     """The run's session, with its evaluation layouts."""
     from genpol.agents.make import pretrain
     from genpol.runs.device import pick_device
-    from genpol.train_evaluation import Evaluator
-    from genpol.train_session import Session
+    from genpol.training.evaluation import Evaluator
+    from genpol.training.session import Session
     from robots.envs import layout_seed
 
     data = inputs.data

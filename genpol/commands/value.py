@@ -48,7 +48,7 @@ def train(config: Value) -> ValueFunction:
     """The whole run; returns the critic, which is also saved."""
     from genpol.runs.device import pick_device
     from genpol.runs.files import disk_errors
-    from genpol.training_run import training_run
+    from genpol.training.run_folder import training_run
     from offline.language import embedder
     from offline.train_value import train_value
     from robots.datasets.open import open_dataset

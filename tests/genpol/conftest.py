@@ -36,4 +36,4 @@ def prompts(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_page(monkeypatch):
     """`genpol train` without its page, which takes longer than a tiny run."""
-    monkeypatch.setattr("genpol.train_report.write_page", lambda folder: folder)
+    monkeypatch.setattr("genpol.training.report.write_page", lambda folder: folder)

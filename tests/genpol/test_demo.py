@@ -51,7 +51,7 @@ def test_training_ends_with_panels(tmp_path, monkeypatch, capsys):
 def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
     from genpol.commands import demo_world_model
-    from genpol.train_record import read_run
+    from genpol.training.record import read_run
 
     short = {"steps": 36, "start_steps": 20, "update_after": 20, "batch_size": 8, "max_steps": 9}
     few = {"eval_every": 18, "eval_episodes": 2, "wandb": "disabled", "log_every": 4}

@@ -16,7 +16,7 @@ from genpol.cli import main
 from genpol.commands.train import Train, defaults, run
 from genpol.policies import load_policy
 from genpol.steering.paired_episodes import run_episodes
-from genpol.train_outcomes import read_outcomes
+from genpol.training.outcomes import read_outcomes
 from offline.errors import InputError
 from offline.value import ValueFunction
 from robots.envs import layout_seed, make_env

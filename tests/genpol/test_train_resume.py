@@ -70,7 +70,7 @@ def test_stopped_politely_and_resumed(straight, demos, tmp_path, monkeypatch, ca
 
 def test_stopped_in_an_evaluation_and_resumed(straight, demos, tmp_path, monkeypatch):
     """It is done again, whole; what was done of it leaves no trace."""
-    from genpol.train_session import Session
+    from genpol.training.session import Session
 
     run, evaluate = tmp_path / "run", Session.evaluate
 

@@ -16,9 +16,9 @@ from genpol.agents.config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.cli import main
 from genpol.commands.train import Train, defaults
 from genpol.runs.metrics import MetricsCsv
-from genpol.train_curves import model_charts, read_log
-from genpol.train_record import commands, read_run
-from genpol.train_report import panels, write_page
+from genpol.training.curves import model_charts, read_log
+from genpol.training.record import commands, read_run
+from genpol.training.report import panels, write_page
 
 ON = {"world_model": "mle"}
 

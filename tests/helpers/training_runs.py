@@ -143,7 +143,7 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def interrupt_at(monkeypatch, step: int, number: signal.Signals | None) -> None:
     """A signal, or a death that leaves everything as it is, when row `step` has been logged."""
-    from genpol.train_session import Session
+    from genpol.training.session import Session
 
     log = Session.log
 

@@ -23,8 +23,8 @@ from genpol.runs.rng import (
 )
 from genpol.runs.run import Run
 from genpol.runs.state_tree import flatten, unflatten
-from genpol.train_evaluation import Evaluator, Stopped, write_films
-from genpol.train_outcomes import write_outcomes
+from genpol.training.evaluation import Evaluator, Stopped, write_films
+from genpol.training.outcomes import write_outcomes
 from offline.errors import InputError
 from offline.loop import Loop
 

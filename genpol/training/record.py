@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from genpol.agents.config import TrainConfig, usual
-from genpol.train_curves import Log, known, read_log
-from genpol.train_outcomes import Outcomes, read_outcomes
+from genpol.training.curves import Log, known, read_log
+from genpol.training.outcomes import Outcomes, read_outcomes
 from offline.errors import InputError
 
 WIDTH = 86  # characters of a page's line of code

@@ -12,10 +12,10 @@ from genpol.reports.stats import wilson
 from genpol.reports.videos import write_video
 from genpol.runs.metrics import MetricsCsv
 from genpol.steering.paired_episodes import Rollouts
-from genpol.train_curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
-from genpol.train_outcomes import read_outcomes, write_outcomes
-from genpol.train_record import commands, read_run
-from genpol.train_report import panels, write_page
+from genpol.training.curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
+from genpol.training.outcomes import read_outcomes, write_outcomes
+from genpol.training.record import commands, read_run
+from genpol.training.report import panels, write_page
 from offline.errors import InputError
 
 CONFIG = {

@@ -1,0 +1,1 @@
+"""A run of `genpol train`: its session, evaluations, record, folder, curves and report."""
