@@ -23,8 +23,8 @@ TOLERANCE = 1e-4  # relative difference of the two loops' gradients, in fp32
 class BenchFinetune:
     """Measure fine-tuning: share of time in the model, images per second, memory.
 
-    Ours and the comparison loop (`genpol/bench_ddpo.py`) take turns, epoch by epoch, from the same
-    weights with the same prompts and noise, so that a busy machine disturbs both.
+    Ours and the comparison loop (`genpol/benchmarks/ddpo.py`) take turns, epoch by epoch, from the
+    same weights with the same prompts and noise, so that a busy machine disturbs both.
     """
 
     model: str = "tiny"
@@ -68,7 +68,7 @@ class BenchFinetune:
 def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
     from diffusion.errors import InputError
-    from genpol.bench_ddpo import ddpo_epoch
+    from genpol.benchmarks.ddpo import ddpo_epoch
     from genpol.commands.finetune import Finetune, build, complete
     from genpol.runs.measure import Cost
     from genpol.runs.quiet import hush
@@ -110,7 +110,7 @@ def gradient_error(tuner: Finetuner) -> float:
     import torch
 
     from diffusion.errors import InputError
-    from genpol.bench_ddpo import ddpo_epoch
+    from genpol.benchmarks.ddpo import ddpo_epoch
 
     config, reward = tuner.config, tuner.reward
     known: list[Tensor] = []

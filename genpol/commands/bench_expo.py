@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from genpol.agents.config import FAITHFUL, TrainConfig, with_preset
 
 if TYPE_CHECKING:
-    from genpol.bench_expo import Parts
+    from genpol.benchmarks.expo import Parts
 
-# The problem that both presets solve: obs 39, act 4 (`genpol.bench_expo`) and these numbers.
+# The problem that both presets solve: obs 39, act 4 (`genpol.benchmarks.expo`) and these numbers.
 PROBLEM: dict[str, Any] = {
     "agent": "expo",
     "batch_size": 256,
@@ -78,7 +78,7 @@ def run(config: BenchExpo) -> None:
 
     import torch
 
-    from genpol import bench_expo as bench
+    from genpol.benchmarks import expo as bench
     from genpol.runs.allocator import keep_freed_memory
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hush

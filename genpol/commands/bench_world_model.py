@@ -55,7 +55,7 @@ def settings(config: BenchWorldModel) -> Train:
         InputError: a number is out of its range.
     """
     from genpol.agents.config import usual
-    from genpol.bench_world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
+    from genpol.benchmarks.world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
     from genpol.commands.train import Train
     from offline.errors import InputError
 
@@ -116,7 +116,7 @@ def run(config: BenchWorldModel) -> None:
     """
     import torch
 
-    from genpol import bench_world_model as bench
+    from genpol.benchmarks import world_model as bench
     from genpol.runs.allocator import keep_freed_memory
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run

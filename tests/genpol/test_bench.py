@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.errors import InputError
-from genpol.bench_ddpo import ddpo_epoch
+from genpol.benchmarks.ddpo import ddpo_epoch
 from genpol.commands.bench import BenchFinetune, gradient, gradient_error, rewind, run, snapshot
 from genpol.commands.finetune import Finetune, build
 from genpol.runs.measure import ModelClock, reset_peak

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from genpol import bench_expo as bench
+from genpol.benchmarks import expo as bench
 from genpol.commands import bench_expo as command
 from genpol.commands.bench_expo import BenchExpo, run, settings
 from offline.errors import InputError

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from genpol import bench_world_model as bench
+from genpol.benchmarks import world_model as bench
 from genpol.cli import main
 from genpol.commands import bench_world_model as command
 from genpol.commands.bench_world_model import BenchWorldModel, run, settings

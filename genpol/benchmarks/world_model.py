@@ -20,7 +20,7 @@ from offline.errors import InputError
 from offline.imagination import Imagination
 from offline.loop import Loop
 
-PEER = Path(__file__).parent.parent / "scripts" / "mbrl_peer.py"
+PEER = Path(__file__).parents[2] / "scripts" / "mbrl_peer.py"
 ENV = "Hopper-v5"
 HELD_OUT = 0.2
 BATCH = 256  # of models and of SAC

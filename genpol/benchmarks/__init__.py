@@ -1,0 +1,1 @@
+"""What is measured beside peers, for `genpol bench`."""
