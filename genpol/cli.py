@@ -15,20 +15,20 @@ import tyro
 from genpol import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {  # words on the command line -> (module, dataclass)
-    "demo": ("genpol.commands.demo", "Demo"),
+    "demo": ("genpol.commands.demo.command", "Demo"),
     "finetune": ("genpol.commands.finetune", "Finetune"),
     "generate": ("genpol.commands.generate", "Generate"),
     "collect": ("genpol.commands.collect", "Collect"),
-    "data info": ("genpol.commands.data_info", "DataInfo"),
-    "data chunk": ("genpol.commands.data_chunk", "DataChunk"),
+    "data info": ("genpol.commands.data.info", "DataInfo"),
+    "data chunk": ("genpol.commands.data.chunk", "DataChunk"),
     "clone": ("genpol.commands.clone", "Clone"),
     "value": ("genpol.commands.value", "Value"),
-    "steer": ("genpol.commands.steer", "Steer"),
-    "train": ("genpol.commands.train", "Train"),
+    "steer": ("genpol.commands.steer.command", "Steer"),
+    "train": ("genpol.commands.train.command", "Train"),
     "serve": ("genpol.commands.serve", "Serve"),
-    "bench finetune": ("genpol.commands.bench", "BenchFinetune"),
-    "bench expo": ("genpol.commands.bench_expo", "BenchExpo"),
-    "bench world-model": ("genpol.commands.bench_world_model", "BenchWorldModel"),
+    "bench finetune": ("genpol.commands.bench.finetune", "BenchFinetune"),
+    "bench expo": ("genpol.commands.bench.expo", "BenchExpo"),
+    "bench world-model": ("genpol.commands.bench.world_model", "BenchWorldModel"),
 }
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genpol.commands.demo import SETTINGS
+from genpol.commands.demo.command import SETTINGS
 from genpol.commands.finetune import RESUMABLE, Finetune, complete, train
 from genpol.runs.resuming import restored
 

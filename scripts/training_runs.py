@@ -43,7 +43,7 @@ def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
     """
     import torch
 
-    from genpol.commands import train
+    from genpol.commands.train import command as train
 
     torch.set_num_threads(threads)
     _require_same_options(folder, options)
@@ -57,7 +57,7 @@ def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
 
 
 def _require_same_options(folder: Path, options: dict[str, Any]) -> None:
-    from genpol.commands.train import Train
+    from genpol.commands.train.options import Train
 
     if not (folder / "config.json").exists():
         return

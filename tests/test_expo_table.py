@@ -49,7 +49,7 @@ def test_every_arm_is_one_that_train_knows():
 
     from genpol.commands.clone import Clone
     from genpol.commands.collect import Collect
-    from genpol.commands.train import Train
+    from genpol.commands.train.options import Train
 
     known = {f.name for f in fields(Train)}
     for arm, options in script.ARMS.items():

@@ -17,7 +17,7 @@ def runs():
 
 
 def test_every_planned_run_is_one_that_train_knows():
-    from genpol.commands.train import Train, check
+    from genpol.commands.train.options import Train, check
 
     found = list(runs())
     assert len(found) == 3 * 3 * 3 * 3 + 3 * 2 * 5 + 5 * (5 + 5 + 3) + 2 * (2 + 5 + 6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genpol.commands.demo import remove_earlier
+from genpol.commands.demo.command import remove_earlier
 from genpol.finetuning.report import (
     agreement,
     bootstrap,

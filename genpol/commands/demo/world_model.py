@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genpol.commands.train import Train
+    from genpol.commands.train.command import Train
     from genpol.reports.page import Panel
     from genpol.training.record import TrainRecord
 
@@ -50,7 +50,7 @@ ARMS: dict[str, bool] = {"with-model": True, "without": False}  # folder -> has 
 def settings(folder: Path, arm: str, seed: int) -> Train:
     """Of one of ARMS, which runs in a folder of its own within `folder`."""
     from genpol.agents.config import usual
-    from genpol.commands.train import Train
+    from genpol.commands.train.command import Train
 
     own = MODEL if ARMS[arm] else {}
     options = usual("sac", own.get("world_model", "none")) | SHARED | own
@@ -59,7 +59,7 @@ def settings(folder: Path, arm: str, seed: int) -> Train:
 
 def train_both(folder: Path, seed: int) -> bool:
     """Train either arm; False if it was stopped."""
-    from genpol.commands.train import check, train
+    from genpol.commands.train.command import check, train
     from genpol.training.session import Clock
 
     for arm in ARMS:

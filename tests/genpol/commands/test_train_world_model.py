@@ -14,9 +14,9 @@ from toy_reach import NAME, write_demonstrations
 from training_runs import BRIEF, MODELLED, TINY, resume, rows, state, summary, train
 
 from genpol.agents.deploy import load_expo, load_trained
-from genpol.commands.train import Train
-from genpol.commands.train_inputs import load_inputs
-from genpol.commands.train_wiring import make_loop
+from genpol.commands.train.inputs import load_inputs
+from genpol.commands.train.options import Train
+from genpol.commands.train.wiring import make_loop
 from offline.batch import IMAGINED
 from offline.lipschitz import layer_sigmas
 from offline.value import ValueFunction
@@ -24,7 +24,7 @@ from offline.world_model import Prediction, StateLayout
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCUMENTED = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 LAYOUT = StateLayout({"state": 3})
 GAMMA_H = float(torch.tensor(0.99**2))
 STATE = {"state": torch.tensor([[0.5, -0.5, 0.2]])}
@@ -201,7 +201,7 @@ def true_value(model, state, steps=40, discount=0.9):
 
 def test_values_are_learnt_from_imagination_alone(tmp_path, monkeypatch):
     """The base is a fixed policy, so its values are known; not one real transition is learnt."""
-    monkeypatch.setattr("genpol.commands.train_model.make_world_model", lambda *_: Exact())
+    monkeypatch.setattr("genpol.commands.train.wiring.make_world_model", lambda *_: Exact())
     loop = make(
         tmp_path,
         agent="bestofn",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import genpol
-from genpol.commands import demo
+from genpol.commands.demo.command import command as demo
 
 ASSETS = Path(genpol.__file__).parent / "assets" / "training"
 
@@ -50,7 +50,7 @@ def test_training_ends_with_panels(tmp_path, monkeypatch, capsys):
 
 def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
-    from genpol.commands import demo_world_model
+    from genpol.commands.demo.command import world_model as demo_world_model
     from genpol.training.record import read_run
 
     short = {"steps": 36, "start_steps": 20, "update_after": 20, "batch_size": 8, "max_steps": 9}
@@ -78,7 +78,7 @@ def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_ends_without_panels(tmp_path, monkeypatch):
-    from genpol.commands import train
+    from genpol.commands.train import command as train
 
     monkeypatch.setattr(train, "train", lambda *_: {})
     assert demo.training(demo.Demo(output=tmp_path)) is None

@@ -13,7 +13,8 @@ from training_runs import TINY, differences, interrupt_at, resume, rows, state, 
 
 from genpol.agents.config import FAITHFUL
 from genpol.cli import main
-from genpol.commands.train import Train, defaults, run
+from genpol.commands.train.command import run
+from genpol.commands.train.options import Train, defaults
 from genpol.policies import load_policy
 from genpol.steering.paired_episodes import run_episodes
 from genpol.training.outcomes import read_outcomes

@@ -14,7 +14,7 @@ from training_runs import BRIEF, MODELLED, TINY, train
 
 from genpol.agents.config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.cli import main
-from genpol.commands.train import Train, defaults
+from genpol.commands.train.options import Train, defaults
 from genpol.runs.metrics import MetricsCsv
 from genpol.training.curves import model_charts, read_log
 from genpol.training.record import commands, read_run

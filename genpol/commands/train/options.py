@@ -1,17 +1,14 @@
-"""`genpol train`: offline-to-online reinforcement learning, EXPO and its peers."""
+"""The options of `genpol train`, what they are when not given, and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
-
-if TYPE_CHECKING:
-    from genpol.training.session import Clock
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -84,29 +81,6 @@ def _said(words: Sequence[str], option: str, default: str) -> Any:
     return said
 
 
-def run(config: Train) -> None:
-    """Train, or go on with a run; see `train` for what it leaves behind.
-
-    Raises:
-        InputError: for what a user can mend; nothing has been written then.
-    """
-    from genpol.runs.quiet import hush
-
-    hush()
-    from genpol.runs.allocator import keep_freed_memory
-    from genpol.runs.resuming import restored
-    from genpol.training.session import Clock
-
-    clock = Clock()
-    keep_freed_memory()
-    require_preset(config)
-    stored: dict[str, Any] = {}
-    if config.resume:
-        config, stored = restored(config, "train", CHANGEABLE)
-    check(config)
-    train(config, stored, clock)
-
-
 def require_preset(config: Train) -> None:
     """Check that --preset has been applied, which happens where the command line is read.
 
@@ -157,78 +131,3 @@ def check(config: Train) -> None:
             )
     if config.agent in ("sac", "rlpd") and config.base:
         raise InputError(f"--agent {config.agent} has no base policy: drop --base, or use expo")
-
-
-def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, float]:
-    """The whole run, or the rest of it; returns the summary, empty if it was stopped.
-
-    Leaves policy/, value/, metrics.csv, summary.json and checkpoints/ in the run folder.
-    """
-    from tqdm import tqdm
-
-    from genpol.commands.train_inputs import load_inputs
-    from genpol.commands.train_wiring import make_loop, make_session
-    from genpol.runs.interrupts import InterruptGuard
-    from genpol.runs.rng import seed_everything
-    from genpol.runs.run import Run
-    from genpol.training.report import write_page
-    from offline.errors import InputError
-
-    seed_everything(config.seed)
-    inputs = load_inputs(config)
-    if stored and stored.get("data_fingerprint") != inputs.fingerprint:
-        raise InputError(
-            f'--data {config.data} has changed since the run in "{config.resume}" began: restore '
-            "it, or start a new run"
-        )
-    envs = inputs.make_envs()
-    loop = make_loop(config, inputs, envs)
-    document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    document |= {"env": inputs.env, "data_fingerprint": inputs.fingerprint}
-    with (
-        Run(
-            config.output, document, command="train", wandb=config.wandb, resume=bool(stored)
-        ) as folder,
-        InterruptGuard() as guard,
-        tqdm(total=config.offline_updates + config.steps, unit="step", smoothing=0.05) as bar,
-    ):
-        if stored:  # a later bare --resume goes on with these
-            folder.amend({name: document[name] for name in CHANGEABLE})
-        session = make_session(config, inputs, loop, folder, clock, bar)
-        session.restore()
-        if stored and getattr(inputs.data, "streamed", False) and not session.sources:
-            session.say("note: --data is streamed, so other batches come than without the stop")
-        if session.complete:
-            bar.write(
-                f"{config.output} has already run {loop.progress} steps; raise --steps to go on"
-            )
-            if (folder.folder / "summary.json").exists():
-                return {}
-        bar.update(loop.progress - bar.n)
-        try:
-            done = session.go_on(lambda: guard.stop)
-        except InputError as error:
-            raise session.note(error) from error
-        finally:
-            session.evaluator.close()
-            envs.close()
-        if done:
-            summary = session.finish()
-            write_page(config.output)
-    if not done:
-        where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
-        print(f"stopped {where}; go on with --resume {config.output}")
-        return {}
-    tell(config, summary)
-    return summary
-
-
-def tell(config: Train, summary: dict[str, float]) -> None:
-    """One line of what came out."""
-    result = f"return {summary['eval/return']:.4g}"
-    if summary["eval/success"] == summary["eval/success"]:  # not NaN
-        share, low, high = (summary[f"eval/success{end}"] for end in ("", "_low", "_high"))
-        result = f"success {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}], {result}"
-    seconds = summary["time/cpu_seconds"]
-    layouts = f"{config.eval_episodes} layouts"
-    print(f"{result} on {layouts}; {seconds:.0f} CPU-seconds; run folder {config.output}")

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genpol.commands.train import Train
-    from genpol.commands.train_inputs import Inputs
+    from genpol.commands.train.inputs import Inputs
+    from genpol.commands.train.options import Train
     from genpol.training.session import Clock, Session
     from offline.loop import Loop
+    from offline.world_model import WorldModel
 
 
 def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     """Agent, replay, batches and environments, joined."""
     from genpol.agents.imagining import make_imagination
     from genpol.agents.make import make_agent
-    from genpol.commands.train_model import make_world_model
     from genpol.runs.device import pick_device
     from offline.loop import Loop
     from offline.mixture import Mixture, Share
@@ -112,4 +112,44 @@ def make_session(
         videos=config.videos,
         sources={"data": data} if hasattr(data, "state_dict") else {},
         bar=bar,
+    )
+
+
+def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
+    """What `--world-model` names, of what the run observes; it learns and imagines on the CPU, as
+    the replay lies there.
+
+    Raises:
+        InputError: it cannot predict these observations, or a rule is not known.
+    """
+    from genpol.agents.imagining import make_dynamics
+    from offline.errors import InputError
+    from offline.world_model import StateLayout
+    from robots.known_rules import known_rules
+    from robots.simulator_model import SimulatorModel
+
+    layout = StateLayout.of(inputs.obs_shapes)
+    if config.world_model == "simulator":
+        return SimulatorModel(
+            inputs.env,
+            layout,
+            inputs.spec,
+            reward=config.reward,
+            reward_scale=config.reward_scale,
+            discount=config.discount,
+        )
+    if "reward" in config.known and config.reward != "dataset":
+        raise InputError(
+            f"--known reward is the environment's own reward, --reward {config.reward} is not: "
+            "pass --reward dataset, or let the model learn it"
+        )
+    rules = known_rules(
+        inputs.env, config.known, layout, inputs.spec, reward_scale=config.reward_scale
+    )
+    return make_dynamics(
+        config,
+        layout,
+        inputs.spec.dim,
+        reward=rules.reward,
+        terminated=rules.terminated,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genpol.commands.steer import Steer
+    from genpol.commands.steer.options import Steer
     from offline.types import Critic, Obs, Policy
 
 

@@ -10,7 +10,14 @@ import torch
 
 from diffusion.errors import InputError
 from genpol.benchmarks.ddpo import ddpo_epoch
-from genpol.commands.bench import BenchFinetune, gradient, gradient_error, rewind, run, snapshot
+from genpol.commands.bench.finetune import (
+    BenchFinetune,
+    gradient,
+    gradient_error,
+    rewind,
+    run,
+    snapshot,
+)
 from genpol.commands.finetune import Finetune, build
 from genpol.runs.measure import ModelClock, reset_peak
 

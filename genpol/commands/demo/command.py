@@ -86,7 +86,7 @@ def steering(config: Demo) -> list[Panel] | None:
     from pathlib import Path as Folder
 
     import genpol
-    from genpol.commands.steer import Steer, steer
+    from genpol.commands.steer.command import Steer, steer
     from genpol.steering.report import panels
 
     folder = config.output / "steering"
@@ -137,7 +137,7 @@ def training(config: Demo) -> list[Panel] | None:
     from pathlib import Path as Folder
 
     import genpol
-    from genpol.commands.train import Train, check, train
+    from genpol.commands.train.command import Train, check, train
     from genpol.reports.page import Panel, paragraph
     from genpol.runs.allocator import keep_freed_memory
     from genpol.training.report import panels
@@ -174,7 +174,7 @@ def training(config: Demo) -> list[Panel] | None:
 
 def world_model(config: Demo) -> list[Panel] | None:
     """Train SAC with a world model and without one; None when interrupted."""
-    from genpol.commands.demo_world_model import ARMS, panel, train_both
+    from genpol.commands.demo.world_model import ARMS, panel, train_both
     from genpol.runs.allocator import keep_freed_memory
 
     keep_freed_memory()

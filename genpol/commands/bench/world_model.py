@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from genpol.commands.train import Train
+    from genpol.commands.train.command import Train
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def settings(config: BenchWorldModel) -> Train:
     """
     from genpol.agents.config import usual
     from genpol.benchmarks.world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
-    from genpol.commands.train import Train
+    from genpol.commands.train.command import Train
     from offline.errors import InputError
 
     for name in ("env_steps", "pieces", "model_every", "model_epochs", "sac_updates"):
@@ -155,8 +155,8 @@ def run(config: BenchWorldModel) -> None:
 
 def make(train: Train) -> tuple[Any, Any]:
     """The loop before its first step, and its environments."""
-    from genpol.commands.train_inputs import load_inputs
-    from genpol.commands.train_wiring import make_loop
+    from genpol.commands.train.inputs import load_inputs
+    from genpol.commands.train.wiring import make_loop
     from genpol.runs.rng import seed_everything
 
     seed_everything(train.seed)
