@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from robots.env_names import METAWORLD
 from robots.envs import layout_seed

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from offline.errors import InputError, did_you_mean
+from offline.models.world_model import StateLayout
 from offline.spec import ActionSpec
-from offline.world_model import StateLayout
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """state (N, S), act (N, A), next_state (N, S) -> (N,)."""

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from offline.data.returns import RewardKind, online_reward
 from offline.errors import InputError, did_you_mean
-from offline.returns import RewardKind, online_reward
+from offline.models.world_model import Prediction, StateLayout
 from offline.spec import ActionSpec
-from offline.world_model import Prediction, StateLayout
 from robots.envs import make_env
 
 
@@ -84,7 +84,7 @@ class SimulatorModel:
         env: its name.
         layout: of the states, which must be the environment's "state" alone.
         spec: of the actions.
-        reward: as the agent learns it; see `offline.returns`.
+        reward: as the agent learns it; see `offline.data.returns`.
         reward_scale: multiplies every reward.
         discount: gamma, which a terminal failure's sparse reward depends on.
 

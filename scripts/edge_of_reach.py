@@ -62,7 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def random_episodes(seed: int) -> Iterator[Any]:
     """Episodes of uniformly random actions, `DATA_STEPS` steps in all."""
-    from offline.episodes import Episode
+    from offline.data.episodes import Episode
     from robots.envs import layout_seed, make_env
 
     env, rng, steps = make_env(ENV), np.random.default_rng(seed), 0

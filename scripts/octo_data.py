@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.episodes import Episodes
+from offline.data.episodes import Episodes
 from offline.errors import InputError
 
 WORDS = 64  # features of an instruction

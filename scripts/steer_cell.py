@@ -67,7 +67,7 @@ class Cell:
         return self.once("demos-chunked.hdf5", make)
 
     def value(self, critic: str) -> Any:
-        from offline.value import ValueFunction
+        from offline.critics.value import ValueFunction
 
         def make(path: Path) -> None:
             genpol(

@@ -20,8 +20,8 @@ from genpol.policies import ChunkPolicy
 from genpol.steering.paired_episodes import stack
 from genpol.steering.select import argmax, softmax
 from genpol.steering.session import Arms, latencies
+from offline.critics.value import ValueFunction
 from offline.types import Obs
-from offline.value import ValueFunction
 from robots.envs import layout_seed, make_env
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "steering_latency.csv"

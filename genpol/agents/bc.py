@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
-from offline.batch import Batch
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.types import Policy
-from offline.value import ValueFunction
 
 
 class BC:
-    """An `offline.agent.Agent` without a critic.
+    """An `offline.learning.agent.Agent` without a critic.
 
     Args:
         base: trained on by imitation, from the weights it has.

@@ -5,8 +5,8 @@ and its samples depend on the state alone, so those drawn for a transition serve
 time it comes up; edits and scores are always fresh. With a frozen base policy nothing is lost but
 variety.
 
-A transition is found by its key (`offline.batch.Batch.key`), in a row for each transition of the
-dataset and one for each slot of the replay. The key is kept too: when the replay overwrites a
+A transition is found by its key (`offline.data.batch.Batch.key`), in a row for each transition of
+the dataset and one for each slot of the replay. The key is kept too: when the replay overwrites a
 slot, the new transition's key differs, and what was cached counts no longer.
 
 Shape legend: R rows, B batch, M drawn, n candidates, H action chunk, A action dimension.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from offline.errors import InputError
+from offline.learning.config import RLConfig
+from offline.models.world_model_config import WorldModelConfig
 from offline.option_check import require
-from offline.rl_config import RLConfig
-from offline.world_model_config import WorldModelConfig
 
 AgentName = Literal["expo", "bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl"]
 

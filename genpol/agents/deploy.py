@@ -25,11 +25,11 @@ from genpol.policies import load_policy
 from genpol.runs.files import write_beside
 from genpol.steering.select import argmax
 from genpol.steering.steered import Steered
-from offline import actor_policy
+from offline.critics.td import Subset
+from offline.critics.value import ValueFunction
 from offline.errors import InputError
-from offline.td import Subset
+from offline.learning import actor_policy
 from offline.types import Policy
-from offline.value import ValueFunction
 
 WEIGHTS, CONFIG, FORMAT = "edit.safetensors", "edit.json", "genpol edit policy 1"
 

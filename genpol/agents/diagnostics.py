@@ -24,14 +24,14 @@ import torch
 from torch import Generator, Tensor
 
 from genpol.agents.expo import EXPO
-from offline.agent import Agent
-from offline.batch import Batch
-from offline.lipschitz import layer_sigmas
-from offline.mixture import Mixture
-from offline.replay import Replay
-from offline.td import TDCritic
+from offline.critics.lipschitz import layer_sigmas
+from offline.critics.td import TDCritic
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
+from offline.data.mixture import Mixture
+from offline.data.replay import Replay
+from offline.learning.agent import Agent
 from offline.types import Obs
-from offline.value import ValueFunction
 
 RECENT, STATES = 1000, 256
 

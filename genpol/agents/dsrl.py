@@ -32,23 +32,23 @@ from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
 from genpol.policies import load_policy
 from genpol.steering.action_units import Units
-from offline.actor_policy import ActorPolicy
-from offline.batch import Batch
-from offline.calql import td_loss
+from offline.critics.losses import td_loss
+from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.errors import InputError
-from offline.nets import TanhGaussian
-from offline.sac import ActorLearner, Pool
+from offline.learning.actor_policy import ActorPolicy
+from offline.learning.sac import ActorLearner, Pool
+from offline.learning.temperature import Temperature
+from offline.networks.heads import TanhGaussian
 from offline.spec import ActionSpec
-from offline.td import Penalty, Subset, TDCritic
-from offline.temperature import Temperature
 from offline.types import Obs, Policy
-from offline.value import ValueFunction
 
 KIND = "noise"
 
 
 class DSRL:
-    """An `offline.agent.Agent`.
+    """An `offline.learning.agent.Agent`.
 
     Args:
         base: has `decode`; stays as it is but for `pretrain`.

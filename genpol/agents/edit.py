@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from offline.nets import TanhGaussian
-from offline.td import Subset
+from offline.critics.td import Subset
+from offline.networks.heads import TanhGaussian
 from offline.types import Obs
 
 

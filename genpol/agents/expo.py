@@ -30,14 +30,14 @@ from genpol.agents.target_proposals import TargetProposals
 from genpol.policies import ChunkPolicy
 from genpol.steering.select import Select, argmax, softmax
 from genpol.steering.steered import Steered
-from offline.batch import Batch
-from offline.td import Penalty, Subset, TDCritic
+from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.types import Obs, Policy
-from offline.value import ValueFunction
 
 
 class EXPO:
-    """An `offline.agent.Agent`.
+    """An `offline.learning.agent.Agent`.
 
     Args:
         base: proposes; one of ours is trained on, anything else stays as it is.
@@ -47,7 +47,7 @@ class EXPO:
             it is in; default `base`.
         offline_rows, replay_slots: sizes of the dataset and of the replay, which a cache of
             candidates goes by; see `CandidateCache`.
-        penalty: of the critic, see `offline.td.TDCritic`.
+        penalty: of the critic, see `offline.critics.td.TDCritic`.
     """
 
     def __init__(

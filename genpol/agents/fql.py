@@ -27,22 +27,22 @@ from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
 from genpol.policies.student import Student, distance
-from offline.batch import Batch
-from offline.td import Penalty, Subset, TDCritic
-from offline.value import ValueFunction
+from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 
 SMALLEST_SCALE = 1e-3  # of |Q|, which may be 0 at first
 
 
 class FQL:
-    """An `offline.agent.Agent`.
+    """An `offline.learning.agent.Agent`.
 
     Args:
         base: imitates, usually a flow; of a diffusion policy the student learns its DDIM.
         value: the critic, with stacked heads.
         config: its settings; `fql_alpha` among them.
         normalize_q: lambda = 1 / mean |Q| instead of 1.
-        penalty: of the critic, see `offline.td.TDCritic`.
+        penalty: of the critic, see `offline.critics.td.TDCritic`.
 
     Raises:
         SpecError: the base policy has another chunk length or normalisation.

@@ -27,21 +27,21 @@ from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies import ChunkPolicy
 from genpol.steering.select import argmax, softmax
 from genpol.steering.steered import Steered
-from offline.batch import Batch
-from offline.iql import expectile_loss
-from offline.nets import mlp
-from offline.td import Penalty, Subset, TDCritic
-from offline.value import ValueFunction
+from offline.critics.iql import expectile_loss
+from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
+from offline.networks.heads import mlp
 
 
 class IDQL:
-    """An `offline.agent.Agent`.
+    """An `offline.learning.agent.Agent`.
 
     Args:
         base: proposes; trained on by imitation.
         value: the critic, with stacked heads.
         config: its settings; `expectile` and `num_candidates` (N) among them.
-        penalty: of the critic, see `offline.td.TDCritic`.
+        penalty: of the critic, see `offline.critics.td.TDCritic`.
 
     Raises:
         SpecError: the base policy has another chunk length or normalisation.

@@ -9,19 +9,19 @@ import torch
 from torch import Generator
 
 from genpol.agents.config import TrainConfig
-from offline.agent import Agent
-from offline.dynamics import Dynamics, Rule
-from offline.held_out import split_rows
-from offline.imagination import Imagination, Stateful
-from offline.mixture import Mixture, Share
-from offline.model_training import ModelTraining
-from offline.replay import Replay
-from offline.steps import RealSteps
-from offline.td import TDCritic
-from offline.transitions import Transitions
+from offline.critics.td import TDCritic
+from offline.data.mixture import Mixture, Share
+from offline.data.replay import Replay
+from offline.data.transitions import Transitions
+from offline.learning.agent import Agent
+from offline.models.dynamics import Dynamics, Rule
+from offline.models.held_out import split_rows
+from offline.models.imagination import Imagination, Stateful
+from offline.models.model_training import ModelTraining
+from offline.models.steps import RealSteps
+from offline.models.vagram import VaGraM, ValueGradient, value_error
+from offline.models.world_model import StateLayout, Steps, WorldModel
 from offline.types import Policy
-from offline.vagram import VaGraM, ValueGradient, value_error
-from offline.world_model import StateLayout, Steps, WorldModel
 
 JUDGED = 1000  # held-out steps on which the error of the value is measured after each training
 

@@ -15,14 +15,14 @@ from genpol.agents.fql import FQL
 from genpol.agents.idql import IDQL
 from genpol.agents.pretrain import pretrain
 from genpol.policies import Architecture, ChunkPolicy
-from offline.agent import Agent
+from offline.critics.penalties import lipschitz_bound, penalties
+from offline.critics.value import ValueFunction
+from offline.data.normalizer import ObsStats
 from offline.errors import InputError
-from offline.normalizer import ObsStats
-from offline.penalties import lipschitz_bound, penalties
-from offline.sac import SAC
+from offline.learning.agent import Agent
+from offline.learning.sac import SAC
 from offline.spec import ActionSpec
 from offline.types import Policy
-from offline.value import ValueFunction
 
 __all__ = ["make_agent", "make_base", "make_value", "pretrain"]
 

@@ -4,7 +4,8 @@ The base policy clones it (`pretrain_steps`), with the loss it goes on imitating
 actor does the same. Then the critic learns from it (`critic_pretrain_steps`):
 
     td           the agent's own targets, on the dataset alone
-    calql, iql   `offline.calql`, `offline.iql`; the agent's updates go on from their target critic
+    calql, iql   `offline.critics.calql`, `offline.critics.iql`; the agent's updates go on from
+                 their target critic
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import torch
 from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
-from offline.agent import Agent
-from offline.batch import shifted
-from offline.calql import CalQL
+from offline.critics.calql import CalQL
+from offline.critics.iql import IQL
+from offline.critics.td import TDCritic
+from offline.critics.value_config import ValueConfig
+from offline.data.batch import shifted
+from offline.data.transitions import Transitions
 from offline.errors import InputError
-from offline.iql import IQL
-from offline.td import TDCritic
-from offline.transitions import Transitions
-from offline.value_config import ValueConfig
+from offline.learning.agent import Agent
 
 Log = Callable[[int, dict[str, float]], None]
 Stop = Callable[[], bool]

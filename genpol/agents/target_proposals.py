@@ -13,9 +13,9 @@ from genpol.agents.config import TrainConfig
 from genpol.policies import ChunkPolicy
 from genpol.policies.noise import normal
 from genpol.policies.student import Student
-from offline.batch import Batch
+from offline.critics.td import Subset
+from offline.data.batch import Batch
 from offline.errors import InputError
-from offline.td import Subset
 from offline.types import Obs, Policy
 
 _OURS = (

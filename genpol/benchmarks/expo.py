@@ -25,7 +25,7 @@ from genpol.agents.expo import EXPO
 from genpol.agents.make import make_agent
 from genpol.policies import ChunkPolicy
 from genpol.runs.measure import PartClock
-from offline.batch import Batch
+from offline.data.batch import Batch
 from offline.spec import ActionSpec
 
 OBS, ACT = 39, 4

@@ -17,8 +17,8 @@ from typing import Any
 
 from genpol.runs.measure import PartClock
 from offline.errors import InputError
-from offline.imagination import Imagination
-from offline.loop import Loop
+from offline.learning.loop import Loop
+from offline.models.imagination import Imagination
 
 PEER = Path(__file__).parents[2] / "scripts" / "mbrl_peer.py"
 ENV = "Hopper-v5"

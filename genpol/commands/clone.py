@@ -51,7 +51,7 @@ def train(config: Clone) -> ChunkPolicy:
     from genpol.runs.device import pick_device
     from genpol.runs.files import disk_errors
     from genpol.training.run_folder import training_run
-    from offline.language import embedder
+    from offline.networks.language import embedder
     from robots.datasets.open import open_dataset
 
     device = pick_device(config.device)

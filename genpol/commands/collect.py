@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from genpol.runs.interrupts import InterruptGuard
-    from offline.episodes import Episode
+    from offline.data.episodes import Episode
     from robots.experts import Operator
     from robots.simulated_env import SimulatedEnv
 

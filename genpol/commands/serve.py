@@ -209,7 +209,7 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
 def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The critic (composed where there are several; None without --value), and what it observes."""
     from genpol.steering.compose import Composed
-    from offline.value import ValueFunction
+    from offline.critics.value import ValueFunction
     from robots.observations import merged
 
     values = [ValueFunction.load(folder) for folder in config.value]
@@ -291,7 +291,7 @@ def make_observations(
         rename[theirs] = ours
     embed = None
     if "language" in shapes:
-        from offline.language import embedder
+        from offline.networks.language import embedder
 
         embed = embedder(config.language_model)
     return Observations(shapes, others=others, rename=rename, embed=embed, prompt=config.prompt)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offline.value_config import ValueConfig
+from offline.critics.value_config import ValueConfig
 
 if TYPE_CHECKING:
-    from offline.value import ValueFunction
+    from offline.critics.value import ValueFunction
 
 # What a training run reports, from the metrics it logs.
 _SHOWN = {"critic/td_loss": "td", "critic/q_data": "q"}
@@ -49,8 +49,8 @@ def train(config: Value) -> ValueFunction:
     from genpol.runs.device import pick_device
     from genpol.runs.files import disk_errors
     from genpol.training.run_folder import training_run
-    from offline.language import embedder
-    from offline.train_value import train_value
+    from offline.critics.train_value import train_value
+    from offline.networks.language import embedder
     from robots.datasets.open import open_dataset
 
     device = pick_device(config.device)

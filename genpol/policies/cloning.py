@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 
 from genpol.policies import Architecture, ChunkPolicy
 from genpol.policies.cloning_config import CloneConfig
-from offline.batch import Batch
-from offline.episodes import Episodes
+from offline.data.batch import Batch
+from offline.data.episodes import Episodes
+from offline.data.normalizer import image_keys
+from offline.data.training_data import training_spec, wanted_keys
+from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
-from offline.images import random_shift
-from offline.normalizer import image_keys
-from offline.training_data import training_spec, wanted_keys
-from offline.transitions import Embed, Transitions
+from offline.networks.images import random_shift
 
 __all__ = ["CloneConfig", "clone"]
 
@@ -52,7 +52,7 @@ def clone(
             clone/lr, clone/grad_norm
             clone/step_ms     milliseconds per step
         device: where to train.
-        language: embeds the instruction of an episode, such as `offline.language.embed`.
+        language: embeds the instruction of an episode, such as `offline.networks.language.embed`.
         stop: asked at every step whether to leave early.
 
     Returns:

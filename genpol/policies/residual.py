@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpol.policies.precision import Apply, exact
-from offline.linear import Linear
+from offline.networks.linear import Linear
 
 WIDTH, EXPANSION, BLOCKS = 256, 4, 3
 FREQUENCIES = 64

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpol.policies.precision import Apply, exact
-from offline.linear import Linear
+from offline.networks.linear import Linear
 
 FREQUENCIES = 32
 MAX_FREQUENCY = 1000.0

@@ -26,7 +26,7 @@ from genpol.runs.state_tree import flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
 from offline.errors import InputError
-from offline.loop import Loop
+from offline.learning.loop import Loop
 
 Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]

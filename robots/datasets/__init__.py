@@ -1,1 +1,1 @@
-"""Readers and writers of robot datasets; each reader is an `offline.episodes.Episodes`."""
+"""Readers and writers of robot datasets; each reader is an `offline.data.episodes.Episodes`."""

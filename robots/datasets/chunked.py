@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.episodes import Episode, Episodes
+from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from robots.datasets.robomimic_hdf5 import RobomimicHdf5

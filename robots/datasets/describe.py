@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.episodes import Episode, Episodes
+from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError
 from robots.datasets.statistics import ActionStatistics, ContentHash
 

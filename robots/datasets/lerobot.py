@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from robots.datasets.hdf5 import as_observation, require_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offline.episodes import Episodes
+from offline.data.episodes import Episodes
 from offline.errors import InputError
 from robots.datasets.hdf5 import open_hdf5, require_file
 

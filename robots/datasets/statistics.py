@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from offline.spec import ActionSpec
 

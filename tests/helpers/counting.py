@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from offline.loop import Loop
-from offline.mixture import Mixture, Share
-from offline.replay import Replay
-from offline.rl_config import RLConfig
+from offline.data.mixture import Mixture, Share
+from offline.data.replay import Replay
+from offline.learning.config import RLConfig
+from offline.learning.loop import Loop
 from offline.spec import ActionSpec
 
 SPEC = ActionSpec.from_bounds([-2.0], [2.0], chunk=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.spec import ActionSpec
 from robots.datasets.robomimic_hdf5 import RobomimicHdf5, write_hdf5
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from toy_data import spec
 
-from offline.batch import Batch
-from offline.replay import Replay
+from offline.data.batch import Batch
+from offline.data.replay import Replay
 
 GAMMA = 0.5
 SHAPES = {"state": (1,)}

@@ -8,10 +8,10 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.policies import Architecture, ChunkPolicy
-from offline.batch import Batch
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.spec import ActionSpec
 from offline.types import Policy
-from offline.value import ValueFunction
 
 SPEC = ActionSpec.from_bounds([-1.0, -1.0], [1.0, 1.0])
 SHAPES = {"state": (2,)}

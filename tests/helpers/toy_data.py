@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.spec import ActionSpec
 
 

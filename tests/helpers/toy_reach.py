@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.spec import ActionSpec
 
 NAME = "ToyReach-v0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from offline.world_model import StateLayout, Steps
+from offline.models.world_model import StateLayout, Steps
 
 LAYOUT = StateLayout({"angle": 1, "speed": 1})
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_examples import SPEC, make_episodes, write_example
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from robots.datasets.chunked import chunk_episode, flatten_spec, write_chunked

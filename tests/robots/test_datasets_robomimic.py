@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dataset_examples import SPEC, make_episodes, same, write_example
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from robots.datasets.open import open_dataset
 from robots.datasets.robomimic_hdf5 import RobomimicHdf5, write_hdf5

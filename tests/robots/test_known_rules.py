@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from offline.errors import InputError
+from offline.models.world_model import StateLayout
 from offline.spec import ActionSpec
-from offline.world_model import StateLayout
 from robots.envs import make_env
 from robots.known_rules import REWARD, TERMINATION, known_rules
 

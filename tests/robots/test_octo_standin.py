@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.errors import InputError
 from offline.spec import ActionSpec
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from offline.errors import InputError
-from offline.imagination import imagine_chunk
+from offline.models.imagination import imagine_chunk
+from offline.models.world_model import StateLayout
 from offline.spec import ActionSpec
-from offline.world_model import StateLayout
 from robots.envs import make_env
 from robots.simulator_model import PLACE, SimulatorModel
 

@@ -16,8 +16,8 @@ def load_values(config: Steer) -> tuple[Critic, str]:
         InputError: unknown environment, or a value of another task.
     """
     from genpol.steering.compose import Composed
+    from offline.critics.value import ValueFunction
     from offline.errors import InputError
-    from offline.value import ValueFunction
     from robots.envs import check_env_name
 
     values = [ValueFunction.load(folder) for folder in config.value]
@@ -79,7 +79,7 @@ def embed(language: str | None, values: Any, policy: Any, config: Steer) -> Any:
         return None
     if language is None:
         raise InputError("--instruction is needed: the value or the policy was trained with one")
-    from offline.language import embed as embed_text
+    from offline.networks.language import embed as embed_text
 
     return embed_text(language, model=config.language_model)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genpol.commands.train.options import Train
-    from offline.normalizer import ObsStats
+    from offline.critics.value import ValueFunction
+    from offline.data.normalizer import ObsStats
+    from offline.data.transitions import Transitions
     from offline.spec import ActionSpec
-    from offline.transitions import Transitions
     from offline.types import Policy
-    from offline.value import ValueFunction
 
 OBSERVED = 2000  # random steps that observations are standardised by where there is no data
 IMAGE_SIZE = 64  # of cameras that neither the data nor a policy says the size of
@@ -80,7 +80,7 @@ def load_inputs(config: Train) -> Inputs:
         InputError: one of them is missing, faulty, or does not fit the others.
     """
     from offline.errors import InputError
-    from offline.world_model import StateLayout
+    from offline.models.world_model import StateLayout
     from robots.envs import check_env_name, make_env
 
     if config.env is not None:
@@ -197,8 +197,8 @@ def _read(
     config: Train, episodes: Any, probe: Any, spec: ActionSpec, env: str
 ) -> tuple[Transitions, ActionSpec]:
     """The dataset's transitions, and the spec with its statistics."""
-    from offline.training_data import check_actions, check_dataset_fits, wanted_keys
-    from offline.transitions import Transitions
+    from offline.data.training_data import check_actions, check_dataset_fits, wanted_keys
+    from offline.data.transitions import Transitions
 
     keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
     check_dataset_fits(episodes, env, space_shapes(probe), probe.action_spec, keys)
@@ -277,9 +277,9 @@ def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | Non
     if config.value is None:
         return None
     from genpol.agents.compatibility import require_same_actions
+    from offline.critics.penalties import lipschitz_bound
+    from offline.critics.value import ValueFunction
     from offline.errors import InputError
-    from offline.penalties import lipschitz_bound
-    from offline.value import ValueFunction
 
     value = ValueFunction.load(config.value)
     value.require_env(env)

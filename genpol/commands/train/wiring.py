@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from genpol.commands.train.inputs import Inputs
     from genpol.commands.train.options import Train
     from genpol.training.session import Clock, Session
-    from offline.loop import Loop
-    from offline.world_model import WorldModel
+    from offline.learning.loop import Loop
+    from offline.models.world_model import WorldModel
 
 
 def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
@@ -17,9 +17,9 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from genpol.agents.imagining import make_imagination
     from genpol.agents.make import make_agent
     from genpol.runs.device import pick_device
-    from offline.loop import Loop
-    from offline.mixture import Mixture, Share
-    from offline.replay import Replay
+    from offline.data.mixture import Mixture, Share
+    from offline.data.replay import Replay
+    from offline.learning.loop import Loop
     from robots.envs import layout_seed
 
     data, device = inputs.data, pick_device(config.device)
@@ -124,7 +124,7 @@ def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
     """
     from genpol.agents.imagining import make_dynamics
     from offline.errors import InputError
-    from offline.world_model import StateLayout
+    from offline.models.world_model import StateLayout
     from robots.known_rules import known_rules
     from robots.simulator_model import SimulatorModel
 

@@ -10,9 +10,9 @@ from genpol.agents.dsrl import DSRL
 from genpol.agents.expo import EXPO
 from genpol.agents.fql import FQL
 from genpol.agents.idql import IDQL
-from offline.lipschitz import layer_sigmas
-from offline.penalties import penalties
-from offline.value import ValueFunction
+from offline.critics.lipschitz import layer_sigmas
+from offline.critics.penalties import penalties
+from offline.critics.value import ValueFunction
 
 
 @pytest.mark.parametrize("kind", [EXPO, IDQL, FQL, DSRL])

@@ -11,7 +11,7 @@ from torch import Generator
 
 from genpol.agents.diagnostics import agreement, candidates, diagnose, misrank, q_bias
 from genpol.agents.expo import EXPO
-from offline.mixture import Mixture, Share
+from offline.data.mixture import Mixture, Share
 
 
 class Known:

@@ -12,11 +12,11 @@ from toy_policies import CHUNK, DIM, SHAPES, SPEC, make, modes, states, train
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.dsrl import DSRL, NoisePolicy
-from offline.batch import Batch
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 from offline.types import HasMode, Policy
-from offline.value import ValueFunction
 
 CONFIG = TrainConfig(
     agent="dsrl", lr=3e-3, value_ensemble=3, subset=2, hidden=(64, 64), target_rate=0.05, utd=2.0,

@@ -15,11 +15,11 @@ from genpol.agents.edit import EditLearner, EditPolicy
 from genpol.agents.expo import EXPO
 from genpol.agents.imitation import Imitation
 from genpol.policies import Architecture, ChunkPolicy
-from offline.batch import Batch
+from offline.critics.value import ValueFunction
+from offline.data.batch import Batch
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Policy
-from offline.value import ValueFunction
 
 SPEC = ActionSpec.from_bounds([-1.0], [1.0])
 SMALL = TrainConfig(

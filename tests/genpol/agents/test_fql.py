@@ -23,7 +23,7 @@ from toy_bandit import (
 
 from genpol.agents.fql import FQL
 from genpol.policies import load_policy
-from offline.value import ValueFunction
+from offline.critics.value import ValueFunction
 
 
 def agent(seed: int = 0, *, normalize_q: bool = True, **changes) -> FQL:

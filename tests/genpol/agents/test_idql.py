@@ -21,7 +21,7 @@ from toy_bandit import (
 
 from genpol.agents.idql import IDQL
 from genpol.policies import load_policy
-from offline.value import ValueFunction
+from offline.critics.value import ValueFunction
 
 
 def agent(seed: int = 0, **changes) -> IDQL:

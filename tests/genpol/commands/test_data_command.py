@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from genpol.cli import main
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 from offline.spec import ActionSpec
 from robots.datasets.robomimic_hdf5 import write_hdf5
 

@@ -25,8 +25,8 @@ from genpol.commands.serve import Serve, make_server
 from genpol.policies import Architecture, ChunkPolicy, load_policy
 from genpol.steering.select import softmax
 from genpol.steering.steered import Steered
+from offline.critics.value import ValueFunction
 from offline.errors import InputError
-from offline.value import ValueFunction
 
 STATE = np.array([0.5, -1.0, 2.0], np.float32)
 SMALL = Architecture(features=16, encoder_layers=1, width=16, layers=1, denoising_steps=2)
@@ -230,7 +230,9 @@ def test_several_values_and_black_boxes(folders, tmp_path, monkeypatch):
 
 
 def test_instructions_are_embedded(folders, monkeypatch):
-    monkeypatch.setattr("offline.language.embedder", lambda model: lambda text: torch.ones(384))
+    monkeypatch.setattr(
+        "offline.networks.language.embedder", lambda model: lambda text: torch.ones(384)
+    )
     with OpenpiServer(Upstream()) as other:
         with serving(upstream=other.url, value=(folders["talks"],), num_candidates=2) as proxy:
             robot = client(proxy)

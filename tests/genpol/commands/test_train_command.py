@@ -18,8 +18,8 @@ from genpol.commands.train.options import Train, defaults
 from genpol.policies import load_policy
 from genpol.steering.paired_episodes import run_episodes
 from genpol.training.outcomes import read_outcomes
+from offline.critics.value import ValueFunction
 from offline.errors import InputError
-from offline.value import ValueFunction
 from robots.envs import layout_seed, make_env
 
 SAMPLE = {"state": torch.zeros(1, 3)}

@@ -11,7 +11,7 @@ import pytest
 from toy_reach import demonstration, write_demonstrations
 from training_runs import resume, train
 
-from offline.episodes import Episode
+from offline.data.episodes import Episode
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from genpol.agents.deploy import load_expo, load_trained
 from genpol.commands.train.inputs import load_inputs
 from genpol.commands.train.options import Train
 from genpol.commands.train.wiring import make_loop
-from offline.batch import IMAGINED
-from offline.lipschitz import layer_sigmas
-from offline.value import ValueFunction
-from offline.world_model import Prediction, StateLayout
+from offline.critics.lipschitz import layer_sigmas
+from offline.critics.value import ValueFunction
+from offline.data.batch import IMAGINED
+from offline.models.world_model import Prediction, StateLayout
 
 pytestmark = pytest.mark.usefixtures("no_page")
 

@@ -9,8 +9,8 @@ from toy_data import line_data
 
 from genpol.cli import main
 from genpol.commands.value import Value, run
+from offline.critics.value import ValueFunction
 from offline.errors import InputError
-from offline.value import ValueFunction
 
 pytest.importorskip("h5py")
 

@@ -1,0 +1,1 @@
+"""Critics: value functions, their losses and penalties, and how they are trained offline."""

@@ -1,0 +1,70 @@
+"""IQL: implicit Q-learning (arXiv 2110.06169); asks no policy for actions.
+
+    V(s)    minimises  |tau - 1(u < 0)| u^2,  u = min_e Qbar_e(s, a) - V(s)          (eq. 5)
+    Q(s, a) minimises  (Q(s, a) - R - discount * V(s'))^2 / 2                          (eq. 6)
+
+Since Q is only ever trained at the data's actions, an argmax over a policy's proposals can pick
+what it merely extrapolates; Cal-QL is the safer default for steering.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Generator, Tensor
+
+from offline.critics.losses import td_loss, track
+from offline.critics.value import ValueFunction
+from offline.critics.value_config import ValueConfig
+from offline.data.batch import Batch
+from offline.networks.heads import mlp
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """|tau - 1(u < 0)| u^2, elementwise; tau = .5 is half the squared error."""
+    weight = torch.where(difference < 0, 1 - expectile, expectile)
+    return weight * difference**2
+
+
+class IQL:
+    """A critic, its target and a state value V.
+
+    Args:
+        value: the critic to train.
+        config: its settings.
+    """
+
+    def __init__(self, value: ValueFunction, config: ValueConfig) -> None:
+        self.config = config
+        self.critic = value
+        self.target = copy.deepcopy(value).requires_grad_(False)
+        device = next(value.parameters()).device
+        self.state_value = mlp(value.encoder.dim, config.hidden, 1).to(device)
+        params = [*value.parameters(), *self.state_value.parameters()]
+        self.optimizer = torch.optim.Adam(params, lr=config.lr, foreach=True)
+
+    def update(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """One step of Q, V and the target; returns scalars to log. Draws nothing at random."""
+        features = self.critic.encoder(batch.obs)
+        chunks = batch.act[:, None]
+        with torch.no_grad():
+            next_v = self.state_value(self.critic.encoder(batch.next_obs)).squeeze(-1)
+            target_q = self.target(batch.obs, chunks)[..., 0].amin(0)
+        y = batch.reward + batch.discount * next_v
+        q = self.critic.score(self.critic.heads.project(features), chunks)[..., 0]
+        v = self.state_value(features.detach()).squeeze(-1)  # images are learnt through Q
+        td = td_loss(q, y)
+        expectile = expectile_loss(target_q - v, self.config.expectile)
+        self.optimizer.zero_grad()
+        (td.mean(1).sum() + expectile.mean()).backward()
+        self.optimizer.step()
+        self.critic.tighten()
+        track(self.target, self.critic, self.config.target_rate)
+        return {
+            "critic/td_loss": td.detach().mean(),
+            "critic/expectile_loss": expectile.detach().mean(),
+            "critic/q_data": q.detach().mean(),
+            "critic/v": v.detach().mean(),
+            "critic/target": y.mean(),
+        }

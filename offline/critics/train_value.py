@@ -1,0 +1,172 @@
+"""`train_value`: a dataset of episodes in, a value function for steering out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from offline.critics.calql import CalQL
+from offline.critics.iql import IQL
+from offline.critics.value import ValueFunction
+from offline.critics.value_config import ValueConfig
+from offline.critics.value_report import held_out_report
+from offline.data.batch import shifted
+from offline.data.episodes import Episodes
+from offline.data.normalizer import image_keys
+from offline.data.training_data import training_spec, wanted_keys
+from offline.data.transitions import Embed, Transitions
+from offline.errors import InputError
+
+__all__ = ["ValueConfig", "train_value"]
+
+Log = Callable[[int, dict[str, float]], None]
+LEARNERS: dict[str, type[CalQL] | type[IQL]] = {"calql": CalQL, "iql": IQL}
+
+
+def train_value(
+    episodes: Episodes,
+    config: ValueConfig,
+    *,
+    log: Log | None = None,
+    device: str = "cpu",
+    language: Embed | None = None,
+    stop: Callable[[], bool] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> ValueFunction:
+    """Train a critic offline; the same seed gives the same critic.
+
+    Args:
+        episodes: the dataset; its splits "train" and "valid" are honoured, else every tenth
+            episode is held out.
+        config: see `ValueConfig`.
+        log: called with the step and its metrics, averaged since the last call; after the last
+            step also with the held-out report (see `offline.critics.value_report`).
+        device: where to train.
+        language: embeds the instruction of an episode, such as `offline.networks.language.embed`.
+        stop: asked at every step whether to leave early.
+        warn: told what is worth knowing about the dataset, in one line.
+
+    Returns:
+        The target critic on `device`, in eval mode, with the last metrics in `meta["metrics"]`
+        and in `meta["steps"]` how many steps it really had.
+
+    Raises:
+        InputError: a setting is out of range, the dataset has no success (sparse reward) or no
+            episode long enough, an observation is unknown, or training diverged.
+    """
+    config.check()
+    train, valid = _read(episodes, config, language)
+    spec = train.spec
+    if len(train.instructions) > 1 and language is None:
+        warn(
+            f"the dataset has {len(train.instructions)} instructions, which this critic does not "
+            "see: --language-model shipped shows it them"
+        )
+    if config.reward == "sparse" and train.failures == 0:
+        warn(
+            "every training episode succeeded: without failures the critic learns how fast, not "
+            "whether; `genpol collect --sloppy-fraction` keeps failures"
+        )
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        torch.manual_seed(config.seed)
+        value = ValueFunction(
+            spec,
+            train.obs_shapes,
+            env=episodes.env,
+            meta={
+                **dataclasses.asdict(config),
+                "dataset": fingerprint(episodes),
+                "successes": train.successes,
+                "failures": train.failures,
+                "instructions": sorted(train.instructions)[:100],
+            },
+            hidden=config.hidden,
+            ensemble=config.ensemble,
+            image_encoder=config.image_encoder,
+        ).to(device)
+        value.encoder.normalizer.fit(train.obs_stats)
+        learner = LEARNERS[config.critic](value, config)
+    draw = Generator().manual_seed(config.seed)
+    noise = Generator(device).manual_seed(config.seed + 1)
+    images = image_keys(train.obs_shapes)
+
+    sums: dict[str, Tensor] = {}
+    count = step = 0
+    metrics: dict[str, float] = {}
+    while step < config.steps and not (stop and stop()):
+        batch = train.sample(config.batch_size, draw)
+        if images:
+            batch = shifted(batch, config.random_shift, draw)
+        update = learner.update(batch.to(device), noise)
+        sums = {key: sums.get(key, 0) + number for key, number in update.items()}
+        count, step = count + 1, step + 1
+        if step % config.log_every == 0 or step == config.steps:
+            metrics = {key: float(total) / count for key, total in sums.items()}
+            sums, count = {}, 0
+            if not np.isfinite(metrics["critic/td_loss"]):
+                raise InputError(
+                    f"the critic diverged at step {step} (its TD loss is not finite): "
+                    "try a smaller --lr"
+                )
+            if log and step < config.steps:
+                log(step, metrics)
+    result = learner.target.eval()
+    metrics |= held_out_report(result, valid, seed=config.seed)
+    if log:
+        log(step, metrics)
+    result.meta["steps"] = step
+    result.meta["metrics"] = {k: v if np.isfinite(v) else None for k, v in metrics.items()}
+    return result
+
+
+def fingerprint(episodes: Episodes) -> str:
+    """Identifies a dataset: hash of its spec, its lengths and three episodes' actions."""
+    text = json.dumps(episodes.spec.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    digest.update(np.asarray(episodes.lengths, np.int64).tobytes())
+    for index in sorted({0, len(episodes) // 2, len(episodes) - 1}):
+        digest.update(np.ascontiguousarray(episodes[index].actions, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(
+    episodes: Episodes, config: ValueConfig, language: Embed | None
+) -> tuple[Transitions, Transitions]:
+    """Training and held-out transitions."""
+    keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
+    splits = episodes.splits
+    if "train" in splits and "valid" in splits and len(splits["valid"]):
+        parts = splits["train"], splits["valid"]
+    else:
+        everything = np.asarray(splits.get("train", np.arange(len(episodes))))
+        order = np.random.default_rng(config.seed).permutation(everything)
+        held_out = len(order) // 10 or len(order)  # too few to hold any out: report on them all
+        parts = (order[held_out:] if held_out < len(order) else order), order[:held_out]
+
+    def read(indices: np.ndarray, gigabytes: float) -> Transitions:
+        return Transitions(
+            episodes,
+            config.action_chunk,
+            spec=training_spec(episodes, config.scale, config.action_chunk),
+            discount=config.discount,
+            reward=config.reward,
+            indices=np.sort(indices),
+            obs_keys=keys,
+            language=language,
+            memory_limit=int(gigabytes * 2**30),
+        )
+
+    train, valid = read(parts[0], config.memory_gb), read(parts[1], config.memory_gb / 4)
+    if config.reward == "sparse" and train.successes == 0:
+        raise InputError(
+            f"none of the {len(train.indices)} training episodes succeeded, so the sparse reward "
+            "would be the same everywhere: collect some successes, or use --reward dataset"
+        )
+    return train, valid

@@ -1,0 +1,1 @@
+"""The one loop of offline-to-online learning, what an agent is, and SAC."""

@@ -1,0 +1,440 @@
+"""The offline-to-online loop, one for every agent.
+
+    decide (every H steps of an environment) -> execute -> store -> utd updates of the critic,
+    one of the policy -> next step
+
+Experience goes into the replay; batches come from the mixture, which holds the replay beside the
+dataset and what a world model imagines. The loop knows neither where environments come from nor
+what the agent is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from offline.data.batch import Batch, shifted
+from offline.data.mixture import Mixture
+from offline.data.replay import Replay
+from offline.data.returns import online_reward
+from offline.errors import InputError
+from offline.learning.agent import Agent
+from offline.learning.config import RLConfig
+
+Log = Callable[[int, dict[str, float]], None]
+Stop = Callable[[], bool]
+
+
+class VectorEnv(Protocol):
+    """What of gymnasium's vector environments is used; they must not reset themselves."""
+
+    num_envs: int
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
+
+
+class Imagines(Protocol):
+    """A source of the mixture that follows the training; see `offline.models.imagination`."""
+
+    def advance(self, step: int) -> dict[str, float]:
+        """Called before the updates of a step; numbers to log, if there is something new."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Loop:
+    """Training in progress; `run` goes on with it.
+
+    Args:
+        agent: what learns.
+        envs: environments side by side, with Dict observations and info["success"].
+        mixture: what batches are drawn from.
+        replay: where experience goes; one of the mixture's sources.
+        config: rates and sizes.
+        layouts: number of an episode -> seed of its reset.
+        device: where the agent learns; batches are moved there.
+        imagination: imagines more to learn from; one of the mixture's sources.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        envs: VectorEnv,
+        mixture: Mixture,
+        replay: Replay,
+        config: RLConfig,
+        *,
+        layouts: Callable[[int], int],
+        device: str = "cpu",
+        imagination: Imagines | None = None,
+    ) -> None:
+        self.agent, self.envs, self.mixture = agent, envs, mixture
+        self.imagination = imagination
+        self.replay, self.config, self.layouts = replay, config, layouts
+        self.step = self.updates = self.episodes = self.successes = 0
+        """Environment steps, critic updates, episodes and successes so far."""
+        self.learnt = 0
+        """Of the critic updates, those of `learn`."""
+        self._act = Generator().manual_seed(config.seed + 10)
+        self._draw = Generator().manual_seed(config.seed + 11)
+        self._learn, self._device = Generator(device).manual_seed(config.seed + 12), device
+        self._due = self._policy_due = 0.0
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._imagined: dict[str, float] = {}  # news of the imagination
+        self._ended: list[tuple[float, bool, int]] = []  # return, success, length
+        self._running: list[Running] = []
+        self._obs: dict[str, np.ndarray] = {}
+
+    @property
+    def progress(self) -> int:
+        """Environment steps, and the updates made without any, which come first."""
+        return self.learnt + self.step
+
+    def run(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
+        """Go on until `until` environment steps are done, or `stop` says so.
+
+        Args:
+            until: total of steps, over all environments and earlier calls.
+            log: called with `progress` and the metrics since, every `log_every` steps.
+            stop: asked at every step.
+
+        Raises:
+            InputError: training diverged, or the policy's actions are not finite.
+        """
+        if not self._running:
+            self._begin()
+        count, every = self.envs.num_envs, self.config.log_every
+        while self.step < until and not (stop and stop()):
+            before = self.step
+            self._interact()
+            self._update(count)
+            if log and self.step // every > before // every:
+                log(self.progress, self._take_metrics())
+
+    def learn(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
+        """Update critic and policy once each, without an environment step, `until` times in all.
+
+        Args:
+            until: total of updates, over all calls; to the imagination each is a step.
+            log: called with the updates so far and their metrics, every `log_every` of them.
+            stop: asked before every update.
+
+        Raises:
+            InputError: there is nothing to learn from, or training diverged.
+        """
+        while self.learnt < until and not (stop and stop()):
+            self._imagine()
+            self._add(self.agent.update_policy(self._update_critic(), self._learn))
+            self.learnt += 1
+            if log and self.learnt % self.config.log_every == 0:
+                log(self.learnt, self._take_metrics())
+
+    # -- acting
+
+    def _begin(self) -> None:
+        count = self.envs.num_envs
+        self._running = [Running(self.layouts(i)) for i in range(count)]
+        self._obs = self._copied(self.envs.reset(seed=[r.seed for r in self._running])[0])
+        self.agent.acting().reset()
+        self._started = count
+
+    def _interact(self) -> None:
+        """One step of every environment."""
+        self._decide()
+        raw = np.stack([running.queue.popleft() for running in self._running])
+        obs, rewards, terminated, truncated, info = self.envs.step(raw)
+        obs = self._copied(obs)
+        successes = np.asarray(info.get("success", np.zeros(len(raw), bool)), bool)
+        act = self.agent.spec.normalize(raw)
+        over = np.zeros(len(raw), bool)
+        for i, running in enumerate(self._running):
+            running.actions.append(raw[i])
+            running.returned += float(rewards[i])
+            success = bool(successes[i])
+            ended = bool(terminated[i]) or success
+            over[i] = ended or bool(truncated[i])
+            reward = online_reward(
+                self.config.reward,
+                float(rewards[i]),
+                success,
+                terminated=bool(terminated[i]),
+                discount=self.config.discount,
+            )
+            self.replay.add(
+                i,
+                {key: values[i] for key, values in self._obs.items()},
+                act[i],
+                self.config.reward_scale * reward,
+                {key: values[i] for key, values in obs.items()},
+                ended,
+                bool(over[i]) and not ended,
+                success=success,
+            )
+            if over[i]:
+                self._ended.append((running.returned, success, len(running.actions)))
+                self.successes += success
+        self._obs = obs
+        self.step += len(raw)
+        if over.any():
+            self._restart(over)
+
+    def _decide(self) -> None:
+        """New chunks for those that have executed theirs."""
+        rows = [i for i, running in enumerate(self._running) if not running.queue]
+        if not rows:
+            return
+        spec, random = self.agent.spec, self.step < self.config.start_steps
+        if random:
+            shape = (len(rows), spec.chunk, spec.dim)
+            act = 2 * torch.rand(shape, generator=self._act) - 1
+        else:
+            obs = {key: torch.from_numpy(values[rows]) for key, values in self._obs.items()}
+            policy = self.agent.acting()
+            act = policy.sample(obs, 1, self._act)[:, 0]
+            policy.commit(act)
+        if not torch.isfinite(act).all():
+            raise InputError("the policy gave NaN or infinite actions: did training diverge?")
+        raw = spec.clip(spec.unnormalize(act.float().cpu())).numpy()
+        for row, chunk in zip(rows, raw, strict=True):
+            self._running[row].queue.extend(chunk)
+
+    def _restart(self, over: np.ndarray) -> None:
+        seeds: list[int | None] = [None] * len(over)
+        for i in np.flatnonzero(over):
+            self._running[i] = Running(self.layouts(self._started))
+            seeds[i] = self._running[i].seed
+            self._started += 1
+            self.episodes += 1
+        # Environments that go on need no seed, but the interface asks for one number each.
+        filled = [0 if seed is None else seed for seed in seeds]
+        obs, _ = self.envs.reset(seed=filled, options={"reset_mask": over})
+        self._obs = self._copied(obs)
+        if self.envs.num_envs == 1:  # only then may a policy remember its episode
+            self.agent.acting().reset()
+
+    @staticmethod
+    def _copied(obs: Any) -> dict[str, np.ndarray]:
+        return {key: np.array(values) for key, values in obs.items()}
+
+    # -- learning
+
+    def _update(self, steps: int) -> None:
+        """The updates that `steps` environment steps call for."""
+        config = self.config
+        if self.step <= max(config.update_after, config.start_steps):
+            return
+        self._imagine()
+        if not len(self.mixture):
+            return
+        self._due += steps * config.utd
+        while self._due >= 1 - 1e-9:
+            self._due -= 1
+            batch = self._update_critic()
+            self._policy_due += min(config.policy_utd / config.utd, 1.0)
+            if self._policy_due >= 1 - 1e-9:
+                self._policy_due -= 1
+                self._add(self.agent.update_policy(batch, self._learn))
+
+    def _update_critic(self) -> Batch:
+        """One update, with a fresh batch, which is returned."""
+        batch = self.mixture.sample(self.config.batch_size, self._draw)
+        batch = shifted(batch, self.config.random_shift, self._draw).to(self._device)
+        self._add(self.agent.update_critic(batch, self._learn))
+        self.updates += 1
+        return batch
+
+    def _imagine(self) -> None:
+        if self.imagination is not None:
+            self._imagined |= self.imagination.advance(self.progress)
+
+    def _add(self, metrics: Mapping[str, Tensor]) -> None:
+        for key, number in metrics.items():
+            total, count = self._sums.get(key, (0.0, 0))
+            self._sums[key] = (total + number.detach(), count + 1)
+
+    def _take_metrics(self) -> dict[str, float]:
+        """Means since the last call, and the newest of the imagination's numbers."""
+        metrics = {key: float(total) / count for key, (total, count) in self._sums.items()}
+        wrong = [key for key, value in metrics.items() if not np.isfinite(value)]
+        if wrong:
+            raise InputError(
+                f"training diverged before step {self.step} ({wrong[0]} is not finite): try a "
+                "smaller --lr or --utd"
+            )
+        if self._ended:
+            returns, successes, lengths = zip(*self._ended, strict=True)
+            metrics["train/return"] = float(np.mean(returns))
+            metrics["train/success"] = float(np.mean(successes))
+            metrics["train/length"] = float(np.mean(lengths))
+        metrics |= self._imagined
+        metrics["train/episodes"] = float(self.episodes)
+        metrics["train/updates"] = float(self.updates)
+        self._sums, self._ended, self._imagined = {}, [], {}
+        return metrics
+
+    # -- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `run` and `learn` go on from; see `loop_state`."""
+        return loop_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
+        """Take on what `state_dict` returned; running episodes are played again.
+
+        Returns:
+            Environments whose episode came out differently (a simulator that its seed does not
+            fix): those episodes are given up and new ones begun.
+        """
+        return load_loop_state(self, state)
+
+
+if TYPE_CHECKING:
+    from offline.learning.loop import Loop
+
+
+@dataclass
+class Running:
+    """The episode that one environment is in."""
+
+    seed: int
+    actions: list[np.ndarray] = field(default_factory=list)
+    """Executed so far, in the environment's units."""
+    queue: deque[np.ndarray] = field(default_factory=deque)
+    """Rest of the chunk decided on, in the environment's units."""
+    returned: float = 0.0
+    """The environment's own rewards so far."""
+
+
+def loop_state(loop: Loop) -> dict[str, Any]:
+    """Everything that a loop goes on from."""
+    imagination = loop.imagination
+    return {
+        "agent": loop.agent.state_dict(),
+        "replay": loop.replay.state_dict(),
+        "imagination": None if imagination is None else imagination.state_dict(),
+        "counts": [loop.step, loop.updates, loop.episodes, loop.successes],
+        "learnt": loop.learnt,
+        "started": loop._started if loop._running else 0,
+        "due": [loop._due, loop._policy_due],
+        "generators": [generator.get_state() for generator in _generators(loop)],
+        "sums": {key: [total, count] for key, (total, count) in loop._sums.items()},
+        "imagined": dict(loop._imagined),
+        "ended": [list(entry) for entry in loop._ended],
+        "obs": {key: torch.from_numpy(values.copy()) for key, values in loop._obs.items()},
+        "running": [
+            {
+                "seed": running.seed,
+                "actions": _stacked(running.actions),
+                "queue": _stacked(running.queue),
+                "returned": running.returned,
+            }
+            for running in loop._running
+        ],
+    }
+
+
+def load_loop_state(loop: Loop, state: Mapping[str, Any]) -> list[int]:
+    """Take on what `loop_state` returned; running episodes are played again.
+
+    Returns:
+        Environments whose episode came out differently; see `Loop.load_state_dict`.
+    """
+    loop.replay.load_state_dict(state["replay"])
+    loop.step, loop.updates, loop.episodes, loop.successes = state["counts"]
+    loop.learnt = state.get("learnt", 0)  # runs from before there was `learn` have none
+    loop._started = state["started"]
+    loop._due, loop._policy_due = state["due"]
+    for generator, saved in zip(_generators(loop), state["generators"], strict=True):
+        generator.set_state(saved)
+    loop._sums = {key: (total, count) for key, (total, count) in state["sums"].items()}
+    loop._imagined = dict(state.get("imagined", {}))
+    loop._ended = [(entry[0], entry[1], entry[2]) for entry in state["ended"]]
+    loop._running = [
+        Running(
+            saved["seed"],
+            list(saved["actions"].numpy()),
+            deque(saved["queue"].numpy()),
+            saved["returned"],
+        )
+        for saved in state["running"]
+    ]
+    differing = []
+    if loop._running:
+        loop._obs = {key: values.numpy() for key, values in state["obs"].items()}
+        differing = _replay_episodes(loop)
+    # Last, as a policy that is asked again may draw random numbers of its own.
+    loop.agent.load_state_dict(state["agent"])
+    if loop.imagination is not None:
+        loop.imagination.load_state_dict(state["imagination"])
+    return differing
+
+
+def _generators(loop: Loop) -> tuple[Generator, Generator, Generator]:
+    return loop._act, loop._draw, loop._learn
+
+
+def _replay_episodes(loop: Loop) -> list[int]:
+    """Bring the environments to where their episodes stood."""
+    count = loop.envs.num_envs
+    longest = max(len(running.actions) for running in loop._running)
+    idle = np.zeros((count, loop.agent.spec.dim), np.float32)
+    starts = [longest - len(running.actions) for running in loop._running]
+    seeds = [running.seed for running in loop._running]
+    obs = loop._copied(loop.envs.reset(seed=seeds)[0])
+    policy, chunk = loop.agent.acting(), loop.agent.spec.chunk
+    policy.reset()
+    over = np.zeros(count, bool)
+    for t in range(longest):
+        # The shorter an episode, the later it starts; until then its environment idles.
+        mask = over | np.array([start == t and start > 0 for start in starts])
+        if mask.any():
+            obs = loop._copied(loop.envs.reset(seed=seeds, options={"reset_mask": mask})[0])
+        raw = idle.copy()
+        for i, running in enumerate(loop._running):
+            if t >= starts[i]:
+                raw[i] = running.actions[t - starts[i]]
+        if count == 1 and t % chunk == 0 and loop.step - longest + t >= loop.config.start_steps:
+            _recommit(loop, policy, obs, t, chunk)
+        obs, _, terminated, truncated, info = loop.envs.step(raw)
+        obs = loop._copied(obs)
+        over = np.asarray(terminated) | np.asarray(truncated)
+    differing = [i for i in range(count) if not _same(loop, obs, i)]
+    if differing:
+        mask = np.isin(np.arange(count), differing)
+        for i in differing:
+            loop.replay.cut(i)
+        loop._obs = obs
+        loop._restart(mask)
+    return differing
+
+
+def _recommit(loop: Loop, policy: Any, obs: dict[str, np.ndarray], t: int, chunk: int) -> None:
+    """Tell a policy with a memory again what it decided at step t of its episode."""
+    running = loop._running[0]
+    rest = list(running.actions[t : t + chunk])
+    if len(rest) < chunk:
+        rest += list(running.queue)
+    act = loop.agent.spec.normalize(torch.from_numpy(np.stack(rest)))
+    scratch = Generator().manual_seed(0)
+    policy.sample({key: torch.from_numpy(values) for key, values in obs.items()}, 1, scratch)
+    policy.commit(act[None])
+
+
+def _same(loop: Loop, obs: dict[str, np.ndarray], i: int) -> bool:
+    return all(np.array_equal(values[i], loop._obs[key][i]) for key, values in obs.items())
+
+
+def _stacked(actions: Any) -> Tensor:
+    """(T, A), also of none."""
+    rows = list(actions)
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, 0)

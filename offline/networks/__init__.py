@@ -1,0 +1,1 @@
+"""Networks that critics, actors and models are made of: heads, encoders, stacks, bounds."""
