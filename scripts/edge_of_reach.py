@@ -63,7 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def random_episodes(seed: int) -> Iterator[Any]:
     """Episodes of uniformly random actions, `DATA_STEPS` steps in all."""
     from offline.data.episodes import Episode
-    from robots.envs import layout_seed, make_env
+    from robots.envs.make import layout_seed, make_env
 
     env, rng, steps = make_env(ENV), np.random.default_rng(seed), 0
     spec = env.action_spec
@@ -89,7 +89,7 @@ def random_episodes(seed: int) -> Iterator[Any]:
 def dataset(seed: int, work: Path) -> Path:
     """The file of a seed, made if it is not there."""
     from robots.datasets.robomimic_hdf5 import write_hdf5
-    from robots.envs import make_env
+    from robots.envs.make import make_env
 
     path = work / f"random-{seed}.hdf5"
     with claimed(path, wait=True):

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from offline.errors import InputError, did_you_mean
 from robots.datasets.hdf5 import open_hdf5
-from robots.robomimic import import_robomimic
+from robots.policies.robomimic import import_robomimic
 
 ALGORITHMS: dict[str, dict[str, Any]] = {  # name -> what differs from robomimic's own settings
     "bc": {},

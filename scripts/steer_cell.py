@@ -96,8 +96,8 @@ class Cell:
         return load_policy(self.once(name, make))
 
     def _robomimic(self, name: str, filtered: bool) -> Any:
-        from robots.envs import make_env
-        from robots.load import load_black_box
+        from robots.envs.make import make_env
+        from robots.policies.load import load_black_box
         from scripts import robomimic_train
 
         def make(path: Path) -> None:
@@ -120,8 +120,8 @@ class Cell:
         )
 
     def _octo(self, name: str, filtered: bool) -> Any:
-        from robots.envs import make_env
-        from robots.load import load_black_box
+        from robots.envs.make import make_env
+        from robots.policies.load import load_black_box
         from scripts import octo_standin
 
         def make(path: Path) -> None:

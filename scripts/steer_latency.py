@@ -22,7 +22,7 @@ from genpol.steering.select import argmax, softmax
 from genpol.steering.session import Arms, latencies
 from offline.critics.value import ValueFunction
 from offline.types import Obs
-from robots.envs import layout_seed, make_env
+from robots.envs.make import layout_seed, make_env
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "steering_latency.csv"
 VALUE = Path(__file__).parents[1] / "genpol" / "assets" / "steering" / "value"

@@ -104,7 +104,7 @@ def evaluate(
     """One row of the table."""
     from genpol.reports.stats import wilson
     from genpol.steering.paired_episodes import run_episodes
-    from robots.envs import layout_seed, make_env
+    from robots.envs.make import layout_seed, make_env
 
     policy, charged = arm_policy(cell, kind, arm)
     started = time.process_time()

@@ -26,4 +26,4 @@ os.environ["MPLCONFIGDIR"] = str(_HOME / "matplotlib")
 os.environ["MPLBACKEND"] = "Agg"
 
 # Says how MuJoCo renders without a screen, which has to be said before anything imports it.
-import robots.envs  # noqa: F401
+import robots.envs.make  # noqa: F401

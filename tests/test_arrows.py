@@ -22,11 +22,11 @@ ALLOWED = {  # package -> the other packages of ours that it may import
 }
 COMMAND_LINE = ("genpol.cli", "genpol.__main__", "genpol.commands")
 ONLY_IN = {  # library -> the file that may import it
-    "jax": "robots/octo.py",
-    "jaxlib": "robots/octo.py",
-    "flax": "robots/octo.py",
-    "optax": "robots/octo.py",
-    "orbax": "robots/octo.py",
+    "jax": "robots/policies/octo.py",
+    "jaxlib": "robots/policies/octo.py",
+    "flax": "robots/policies/octo.py",
+    "optax": "robots/policies/octo.py",
+    "orbax": "robots/policies/octo.py",
     "wandb": "genpol/runs/run.py",
 }
 IN_ONE_FILE = ("robomimic",)  # whichever it is
@@ -99,9 +99,9 @@ def test_the_real_files_are_read():
         ("diffusion/chain.py", "def f():\n    import offline.data", "offline.data"),
         ("offline/data.py", "from diffusion import chain", "diffusion.chain"),
         ("offline/data.py", "import robots", "robots"),
-        ("robots/envs.py", "from diffusion.chain import sample_chain", "diffusion.chain"),
-        ("robots/envs.py", "import genpol.policies", "genpol.policies"),
-        ("genpol/steering/steered.py", "import robots.envs", "robots.envs"),
+        ("robots/envs/make.py", "from diffusion.chain import sample_chain", "diffusion.chain"),
+        ("robots/envs/make.py", "import genpol.policies", "genpol.policies"),
+        ("genpol/steering/steered.py", "import robots.envs.make", "robots.envs.make"),
         ("genpol/steering/steered.py", "from genpol import cli", "genpol.cli"),
         ("genpol/steering/steered.py", "from . import cli", "genpol.cli"),
         (
@@ -116,7 +116,7 @@ def test_the_real_files_are_read():
             "robots",
         ),
         ("genpol/steering/steered.py", "import wandb", "wandb"),
-        ("robots/envs.py", "import jax.numpy as jnp", "jax.numpy"),
+        ("robots/envs/make.py", "import jax.numpy as jnp", "jax.numpy"),
         ("genpol/cli.py", "import wandb", "wandb"),
     ],
 )
@@ -134,7 +134,7 @@ def test_an_offending_import_is_found(tmp_path, file, source, wrong):
         ("genpol/__main__.py", "from genpol.cli import main"),
         ("genpol/steering/steered.py", "import offline, diffusion.chain\nfrom . import policies"),
         ("genpol/runs/run.py", "import wandb"),
-        ("robots/octo.py", "import jax, flax.linen\nfrom offline import data"),
+        ("robots/policies/octo.py", "import jax, flax.linen\nfrom offline import data"),
         ("robots/policies.py", "import robomimic.utils"),
     ],
 )

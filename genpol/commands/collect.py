@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from genpol.runs.interrupts import InterruptGuard
     from offline.data.episodes import Episode
-    from robots.experts import Operator
-    from robots.simulated_env import SimulatedEnv
+    from robots.envs.simulated_env import SimulatedEnv
+    from robots.operators.experts import Operator
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def run(config: Collect) -> None:
 
     from genpol.runs.interrupts import InterruptGuard
     from offline.errors import InputError
-    from robots.collect import draw_order
     from robots.datasets.robomimic_hdf5 import write_hdf5
-    from robots.envs import make_env
-    from robots.experts import check_expert
+    from robots.envs.make import make_env
+    from robots.operators.collect import draw_order
+    from robots.operators.experts import check_expert
 
     config = with_defaults(config)
     if config.output.is_dir():
@@ -116,8 +116,8 @@ def with_defaults(config: Collect) -> Collect:
 
 def operators(config: Collect) -> tuple[Operator, ...]:
     """The careful and the sloppy one, or one per mode."""
-    from robots.collect import habit
-    from robots.experts import Operator, modes
+    from robots.operators.collect import habit
+    from robots.operators.experts import Operator, modes
 
     least, most = config.bias_min, config.bias_max
     assert least is not None and most is not None  # `with_defaults`
@@ -131,7 +131,7 @@ def operators(config: Collect) -> tuple[Operator, ...]:
 def demonstrations(
     config: Collect, env: SimulatedEnv, chosen: tuple[Operator, ...]
 ) -> Iterator[Episode]:
-    from robots.collect import collect, collect_modes
+    from robots.operators.collect import collect, collect_modes
 
     if config.operators == "two-mode":
         return collect_modes(env, config.episodes, config.seed, chosen)

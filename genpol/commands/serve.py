@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from offline.spec import ActionSpec
     from offline.types import Policy
-    from robots.observations import Observations
-    from robots.serve import Session
+    from robots.serving.observations import Observations
+    from robots.serving.serve import Session
 
 PROXY_CANDIDATES, CANDIDATES = 8, 32
 
@@ -78,14 +78,14 @@ def run(config: Serve) -> None:
 
 
 def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> Any:
-    """The `robots.serve.PolicyServer` that the options describe, not listening yet.
+    """The `robots.serving.serve.PolicyServer` that the options describe, not listening yet.
 
     Raises:
         InputError: for what a user can mend.
     """
     import os
 
-    from robots.serve import PolicyServer
+    from robots.serving.serve import PolicyServer
 
     check(config)
     make_session, metadata = proxy(config) if upstream_of(config) else policy(config)
@@ -142,9 +142,9 @@ def upstream_of(config: Serve) -> str | None:
 
 def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
     """What makes a connection's session with a policy of our own, and the server's metadata."""
-    from robots.observations import merged
-    from robots.per_client import copier, noise
-    from robots.sessions import FEATURES, PolicySession
+    from robots.serving.observations import merged
+    from robots.serving.per_client import copier, noise
+    from robots.serving.sessions import FEATURES, PolicySession
 
     value, shapes = load_value(config)
     base = load_base(config, value)
@@ -170,9 +170,9 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
     Raises:
         InputError: it cannot be reached now. Later on, that is answered to the robot.
     """
-    from robots.per_client import noise
-    from robots.proxy import ProxySession
-    from robots.remote import RemotePolicy
+    from robots.serving.client import RemotePolicy
+    from robots.serving.per_client import noise
+    from robots.serving.proxy import ProxySession
 
     value, shapes = load_value(config)
     url, count = upstream_of(config), config.num_candidates or PROXY_CANDIDATES
@@ -210,7 +210,7 @@ def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The critic (composed where there are several; None without --value), and what it observes."""
     from genpol.steering.compose import Composed
     from offline.critics.value import ValueFunction
-    from robots.observations import merged
+    from robots.serving.observations import merged
 
     values = [ValueFunction.load(folder) for folder in config.value]
     for value in values:
@@ -225,7 +225,7 @@ def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
 
 def load_base(config: Serve, value: Any) -> Policy:
     """The policy to serve: a clone's folder or a black box."""
-    from robots.load import is_black_box, load_black_box
+    from robots.policies.load import is_black_box, load_black_box
 
     assert config.policy is not None
     if is_black_box(config.policy):
@@ -249,7 +249,7 @@ def action_spec(config: Serve, value: Any) -> ActionSpec:
     from offline.spec import ActionSpec
 
     if config.env is not None:
-        from robots.envs import make_env
+        from robots.envs.make import make_env
 
         env = make_env(config.env)
         try:
@@ -281,7 +281,7 @@ def make_observations(
 ) -> Observations:
     """What turns robots' messages into observations of these shapes."""
     from offline.errors import InputError
-    from robots.observations import Observations
+    from robots.serving.observations import Observations
 
     rename = {}
     for pair in config.rename:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from offline.errors import InputError
 from offline.types import HasMode, Obs, Policy
 
-MakeEnv = Callable[[], Any]  # -> gymnasium.Env with Dict observations, see robots/envs.py
+MakeEnv = Callable[[], Any]  # -> gymnasium.Env with Dict observations, see robots/envs/make.py
 
 
 @dataclass

@@ -17,6 +17,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from offline.errors import InputError
 from offline.spec import ActionSpec
 from robots.datasets.hdf5 import as_observation, require_file
 from robots.datasets.lerobot_video import read_frames
-from robots.datasets.parquet import as_matrix, open_parquet
 from robots.datasets.statistics import guess_bounds, spec_from_actions
 
 OBSERVATION = "observation."
@@ -288,3 +288,28 @@ def _read_splits(saved: dict[str, str], episodes: int) -> dict[str, np.ndarray]:
         if first.isdigit() and last.isdigit():
             found[name] = np.arange(int(first), min(int(last), episodes))
     return found
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A parquet file, open; damage becomes an InputError here too."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError('LeRobot datasets need pyarrow: pip install "genpol[data]"') from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f'cannot read "{path}": {reason}') from error
+
+
+def as_matrix(column: Any) -> np.ndarray:
+    """(T, D) float32 from a column of numbers or of lists (of fixed length or not)."""
+    rows = len(column)
+    while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
+        column = column.flatten()
+    values = np.asarray(column.to_numpy(zero_copy_only=False), np.float32)
+    return values.reshape(rows, -1) if rows else np.zeros((0, 1), np.float32)

@@ -13,7 +13,7 @@ from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 
 from offline.spec import ActionSpec
-from robots.wire import pack, unpack
+from robots.serving.wire import pack, unpack
 
 SPEC = ActionSpec.from_bounds([-1, -2, 0], [1, 2, 4], chunk=2)
 SHAPES = {"state": (3,)}

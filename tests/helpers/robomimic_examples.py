@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from robots.robomimic import import_robomimic
+from robots.policies.robomimic import import_robomimic
 
 OBS, ACT = {"gripper": 3, "object": 2}, 4
 ALL = (

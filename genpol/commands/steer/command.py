@@ -60,7 +60,7 @@ def steer(config: Steer) -> SteerResult:
     from genpol.runs.run import Run
     from genpol.steering.report import write_report
     from genpol.steering.session import Arms, make_select, result
-    from robots.envs import make_env
+    from robots.envs.make import make_env
 
     check(config)
     values, env_name = load_values(config)
@@ -128,7 +128,7 @@ def episodes(
     from tqdm import tqdm
 
     from genpol.steering.session import first_observations, latencies, run_arms
-    from robots.envs import layout_seed
+    from robots.envs.make import layout_seed
 
     names: list[str] = [*dict.fromkeys(("base", "steered", *config.arms))]
     names += ["filtered"] if arms.filtered is not None else []

@@ -18,7 +18,7 @@ def load_values(config: Steer) -> tuple[Critic, str]:
     from genpol.steering.compose import Composed
     from offline.critics.value import ValueFunction
     from offline.errors import InputError
-    from robots.envs import check_env_name
+    from robots.envs.make import check_env_name
 
     values = [ValueFunction.load(folder) for folder in config.value]
     env_name = config.env or values[0].env
@@ -37,7 +37,7 @@ def load_values(config: Steer) -> tuple[Critic, str]:
 def load_policy(text: str, config: Steer, env: Any, language: str | None, chunk: int) -> Policy:
     """A clone's folder or a black box, for the environment's actions."""
     from genpol.agents.deploy import load_trained
-    from robots.load import is_black_box, load_black_box
+    from robots.policies.load import is_black_box, load_black_box
 
     if not is_black_box(text):
         return load_trained(text)

@@ -81,7 +81,7 @@ def load_inputs(config: Train) -> Inputs:
     """
     from offline.errors import InputError
     from offline.models.world_model import StateLayout
-    from robots.envs import check_env_name, make_env
+    from robots.envs.make import check_env_name, make_env
 
     if config.env is not None:
         check_env_name(config.env)
@@ -144,7 +144,7 @@ def _observe(probe: Any, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Ob
     """Mean and std of the vectors observed in `OBSERVED` steps of random actions."""
     import numpy as np
 
-    from robots.envs import layout_seed
+    from robots.envs.make import layout_seed
 
     rng = np.random.default_rng(layout_seed("observe", seed, 0))
     low, high = np.asarray(probe.action_spec.low), np.asarray(probe.action_spec.high)
@@ -257,7 +257,7 @@ def _obs_shapes(config: Train, inputs: Inputs, probe: Any) -> dict[str, tuple[in
 
 
 def _vector_env(env: str, config: Train, images: dict[str, int]) -> Any:
-    from robots.vector_env import make_vector_env
+    from robots.envs.vector_env import make_vector_env
 
     return make_vector_env(
         env,
@@ -311,7 +311,7 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
     from genpol.agents.frozen_base import FrozenBase
     from genpol.policies import load_policy
     from offline.errors import InputError, SpecError
-    from robots.load import is_black_box, load_black_box
+    from robots.policies.load import is_black_box, load_black_box
 
     assert config.base is not None
     if not is_black_box(config.base):

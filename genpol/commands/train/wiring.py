@@ -20,7 +20,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from offline.data.mixture import Mixture, Share
     from offline.data.replay import Replay
     from offline.learning.loop import Loop
-    from robots.envs import layout_seed
+    from robots.envs.make import layout_seed
 
     data, device = inputs.data, pick_device(config.device)
     replay = Replay(
@@ -82,7 +82,7 @@ def make_session(
     from genpol.runs.device import pick_device
     from genpol.training.evaluation import Evaluator
     from genpol.training.session import Session
-    from robots.envs import layout_seed
+    from robots.envs.make import layout_seed
 
     data = inputs.data
     evaluator = Evaluator(
@@ -125,8 +125,8 @@ def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
     from genpol.agents.imagining import make_dynamics
     from offline.errors import InputError
     from offline.models.world_model import StateLayout
-    from robots.known_rules import known_rules
-    from robots.simulator_model import SimulatorModel
+    from robots.envs.known_rules import known_rules
+    from robots.envs.simulator_model import SimulatorModel
 
     layout = StateLayout.of(inputs.obs_shapes)
     if config.world_model == "simulator":

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from genpol.benchmarks import expo as bench
+from genpol.commands.bench import expo as command
 from genpol.commands.bench.expo import BenchExpo, run, settings
-from genpol.commands.bench.finetune import expo as command
 from offline.errors import InputError
 
 SMALL = {"batch_size": 16, "utd": 3.0, "hidden": (16, 16), "value_ensemble": 3, "num_candidates": 4}

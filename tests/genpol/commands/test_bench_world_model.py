@@ -8,7 +8,7 @@ import pytest
 
 from genpol.benchmarks import world_model as bench
 from genpol.cli import main
-from genpol.commands.bench.finetune import world_model as command
+from genpol.commands.bench import world_model as command
 from genpol.commands.bench.world_model import BenchWorldModel, run, settings
 from offline.errors import InputError
 

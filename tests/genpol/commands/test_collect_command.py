@@ -151,9 +151,9 @@ def test_a_folder_is_no_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing(number, tmp_path, monkeypatch, capsys):
-    import robots.collect
+    import robots.operators.collect
 
-    run_episode, calls = robots.collect.run_episode, []
+    run_episode, calls = robots.operators.collect.run_episode, []
 
     def interrupted(*args):
         calls.append(args)
@@ -161,7 +161,7 @@ def test_an_interrupt_leaves_nothing(number, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), number)
         return run_episode(*args)
 
-    monkeypatch.setattr(robots.collect, "run_episode", interrupted)
+    monkeypatch.setattr(robots.operators.collect, "run_episode", interrupted)
     assert collect(output=tmp_path / "demos.hdf5") == 130
     assert len(calls) == 3 and list(tmp_path.iterdir()) == []
     assert "interrupted" in capsys.readouterr().err

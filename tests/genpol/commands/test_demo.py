@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import genpol
-from genpol.commands.demo.command import command as demo
+from genpol.commands.demo import command as demo
 
 ASSETS = Path(genpol.__file__).parent / "assets" / "training"
 
@@ -50,7 +50,7 @@ def test_training_ends_with_panels(tmp_path, monkeypatch, capsys):
 
 def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
-    from genpol.commands.demo.command import world_model as demo_world_model
+    from genpol.commands.demo import world_model as demo_world_model
     from genpol.training.record import read_run
 
     short = {"steps": 36, "start_steps": 20, "update_after": 20, "batch_size": 8, "max_steps": 9}

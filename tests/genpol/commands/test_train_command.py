@@ -20,7 +20,7 @@ from genpol.steering.paired_episodes import run_episodes
 from genpol.training.outcomes import read_outcomes
 from offline.critics.value import ValueFunction
 from offline.errors import InputError
-from robots.envs import layout_seed, make_env
+from robots.envs.make import layout_seed, make_env
 
 SAMPLE = {"state": torch.zeros(1, 3)}
 
@@ -138,9 +138,9 @@ def test_a_black_box_with_a_memory(tmp_path, monkeypatch):
 def test_around_a_policy_that_is_served(done, tmp_path):
     """A batch of states asks over a few connections, not over one each."""
     pytest.importorskip("websockets")
-    from robots.observations import Observations
-    from robots.serve import PolicyServer
-    from robots.sessions import FEATURES, PolicySession
+    from robots.serving.observations import Observations
+    from robots.serving.serve import PolicyServer
+    from robots.serving.sessions import FEATURES, PolicySession
 
     base = load_policy(done)
     shapes = {"state": [3]}

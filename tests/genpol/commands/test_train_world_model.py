@@ -238,7 +238,7 @@ def test_values_are_learnt_from_imagination_alone(tmp_path, monkeypatch):
 
 def test_around_a_black_box(tmp_path):
     """It proposes in imagined states as at the beginning of an episode."""
-    from robots.load import load_black_box
+    from robots.policies.load import load_black_box
 
     run = tmp_path / "run"
     options = MODELLED | {"base": "black_boxes:Aim", "steps": 24, "rollout_lengths": (2, 2)}

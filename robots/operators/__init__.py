@@ -1,0 +1,1 @@
+"""Scripted operators, careful, sloppy or two-mode, and the demonstrations they leave."""

@@ -1,0 +1,1 @@
+"""Other people's policies behind one interface: robomimic, Octo, LeRobot, any callable."""

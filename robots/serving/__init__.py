@@ -1,0 +1,1 @@
+"""The openpi websocket protocol: server, client, and a proxy in between."""

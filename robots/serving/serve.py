@@ -1,0 +1,304 @@
+"""A policy server that speaks openpi's websocket protocol; robots need only `openpi-client`.
+
+On connecting, the client is sent the metadata. It then sends observations, maps of arrays without
+a batch axis, and each is answered with a map that has "actions" (H, A), in the environment's
+units, and "server_timing". What cannot be answered gets a text frame with one line, which openpi's
+client raises; the connection goes on. `GET /healthz` answers OK.
+
+What a message means is its `Session`'s affair (`robots/serving/sessions.py`); each connection has
+one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import http
+import ipaddress
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol
+
+from offline.errors import InputError
+from robots.serving.wire import MAX_MESSAGE_BYTES, pack, unpack_map
+
+try:
+    from websockets.asyncio.server import Request, Response, ServerConnection
+    from websockets.asyncio.server import serve as listen
+    from websockets.exceptions import ConnectionClosed
+except ImportError as error:  # pragma: no cover
+    raise InputError('serving needs websockets: pip install "genpol[serve]"') from error
+
+logger = logging.getLogger(__name__)
+_library_logger = logging.getLogger(f"{__name__}.websockets")
+_library_logger.setLevel(logging.CRITICAL)  # port scans and aborted handshakes are no news
+# Bigger messages than the limit are read and answered with a line; beyond this many times the
+# limit they are not read, and the connection is closed with code 1009.
+_UNREAD = 2
+
+
+class Session(Protocol):
+    """One client's conversation. Called from one worker thread, never two calls at once."""
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request; raises InputError where it cannot be used."""
+
+    def close(self) -> None:
+        """The client has gone."""
+
+
+class PolicyServer:
+    """Listens and answers; `run` in the foreground, or as a context manager in the background.
+
+    Args:
+        make_session: makes a connection's session; called in the worker thread.
+        host: address to listen on. Anything but loopback lets others in: set an `api_key`.
+        port: 0 picks a free one.
+        api_key: what clients must send as `Authorization: Api-Key ...`.
+        max_message_bytes: bigger messages are answered with an error.
+        rate_limit: requests per second from one address, with bursts of one second's worth; what
+            exceeds it is answered with an error.
+        max_connections: further clients are refused with HTTP 503.
+        metadata: sent to each client on connecting.
+        ready: called with the address once listening.
+
+    Attributes:
+        address: such as "ws://127.0.0.1:8000", once listening.
+    """
+
+    def __init__(
+        self,
+        make_session: Callable[[], Session],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        api_key: str | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        rate_limit: float = 1000.0,
+        max_connections: int = 128,
+        metadata: Mapping[str, Any] | None = None,
+        ready: Callable[[str], None] | None = None,
+    ) -> None:
+        if max_message_bytes < 1 or rate_limit <= 0 or max_connections < 1:
+            raise InputError("message size, rate limit and connections must be positive")
+        self.address = ""
+        self._make_session, self._host, self._port = make_session, host, port
+        self._api_key, self._max_bytes = api_key, max_message_bytes
+        self._rates = RateLimit(rate_limit)
+        self._max_connections, self._connections = max_connections, 0
+        self._metadata = pack(dict(metadata or {}))
+        self._ready = ready
+        # One worker: a lock around the policies' compute, while the event loop stays responsive.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- running
+
+    def run(self) -> None:
+        """Serve until Ctrl-C or SIGTERM.
+
+        Raises:
+            InputError: the port is taken, or the host is none of this machine's.
+        """
+        asyncio.run(self._serve(signals=True))
+
+    def __enter__(self) -> PolicyServer:
+        started, failure = threading.Event(), list[BaseException]()
+        after = self._ready
+
+        def ready(address: str) -> None:
+            if after is not None:
+                after(address)
+            started.set()
+
+        self._ready = ready
+
+        def background() -> None:
+            try:
+                asyncio.run(self._serve(signals=False))
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                started.set()
+
+        self._thread = threading.Thread(target=background, name="policy-server", daemon=True)
+        self._thread.start()
+        started.wait()
+        if failure:
+            raise failure[0]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._loop and self._stop and self._thread
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _serve(self, *, signals: bool) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            server = await listen(
+                self._converse,
+                self._host,
+                self._port,
+                process_request=self._admit,
+                # Browsers name an origin, robots do not. Without a key, a page that somebody on
+                # this machine has open must not be able to talk to the policy.
+                origins=None if self._api_key else [None],
+                compression=None,
+                max_size=_UNREAD * self._max_bytes,
+                max_queue=2,
+                close_timeout=2,
+                logger=_library_logger,
+            )
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"cannot listen on {self._host}:{self._port} "
+                f"({getattr(error, 'strerror', None) or error}): pass another --port or --host"
+            ) from error
+        async with server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            host = f"[{self._host}]" if ":" in self._host else self._host
+            self.address = f"ws://{host}:{port}"
+            if not self._api_key and not is_loopback(self._host):
+                logger.warning(
+                    "anyone who reaches %s can use this policy: set --api-key", self.address
+                )
+            if signals:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    self._loop.add_signal_handler(number, self._leave)
+            if self._ready:
+                self._ready(self.address)
+            await self._stop.wait()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _leave(self) -> None:
+        """The first signal asks; the next one meets Python's own handler, and insists."""
+        assert self._loop and self._stop
+        self._stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    # -- one client
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if self._api_key:
+            given = request.headers.get_all("Authorization")
+            wanted = f"Api-Key {self._api_key}".encode()
+            if len(given) != 1 or not hmac.compare_digest(
+                given[0].encode("utf-8", "replace"), wanted
+            ):
+                return connection.respond(
+                    http.HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key ...\n"
+                )
+        if self._connections >= self._max_connections:
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE,
+                f"already serving {self._max_connections} clients\n",
+            )
+        return None
+
+    async def _converse(self, client: ServerConnection) -> None:
+        self._connections += 1
+        session: Session | None = None
+        try:
+            await client.send(self._metadata)
+            session = await self._compute(self._make_session)
+            previous_ms: float | None = None
+            while True:
+                message = await client.recv()
+                started = time.monotonic()
+                await client.send(await self._answer(session, client, message, previous_ms))
+                previous_ms = 1e3 * (time.monotonic() - started)
+        except ConnectionClosed:
+            pass
+        except Exception as error:
+            logger.exception("cannot serve a client")
+            await client.close(1011, _one_line(error)[:100])
+        finally:
+            self._connections -= 1
+            if session is not None:
+                await self._compute(session.close)
+
+    async def _answer(
+        self,
+        session: Session,
+        client: ServerConnection,
+        message: bytes | str,
+        previous_ms: float | None,
+    ) -> bytes | str:
+        """The frame to send back: bytes, or one line of text for an error."""
+        address = client.remote_address
+        try:
+            self._rates.take(str(address[0]) if address else "")
+            request = unpack_map(message, max_bytes=self._max_bytes)
+            started = time.monotonic()
+            response = await self._compute(session.infer, request)
+            timing = {"infer_ms": 1e3 * (time.monotonic() - started)}
+            if previous_ms is not None:
+                timing["prev_total_ms"] = previous_ms
+            return pack({**response, "server_timing": timing})
+        except InputError as error:
+            return _one_line(error)
+        except Exception as error:  # a bug of the policy's must not end everybody's service
+            logger.exception("the policy failed")
+            return f"internal error: {type(error).__name__}: {_one_line(error)}"
+
+    async def _compute(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:1000] or type(error).__name__
+
+
+class RateLimit:
+    """At most `rate` requests per second from each address, with bursts of `rate` requests."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._burst = rate, max(rate, 1.0)
+        self._left: dict[str, tuple[float, float]] = {}  # address -> (requests left, when)
+
+    def take(self, address: str, now: float | None = None) -> None:
+        """Count one request at the time `now` (seconds).
+
+        Raises:
+            InputError: it is one too many; says how long to wait.
+        """
+        now = time.monotonic() if now is None else now
+        left, when = self._left.get(address, (self._burst, now))
+        left = min(self._burst, left + (now - when) * self._rate)
+        if left < 1:
+            self._left[address] = (left, now)
+            raise InputError(
+                f"rate limit: more than {self._rate:g} requests per second; wait "
+                f"{(1 - left) / self._rate:.2g} s, or raise the server's --rate-limit"
+            )
+        if len(self._left) > 1000:  # addresses that have been quiet for long need no entry
+            self._left = {
+                name: entry
+                for name, entry in self._left.items()
+                if (now - entry[1]) * self._rate < self._burst
+            }
+        self._left[address] = (left - 1, now)
