@@ -17,10 +17,10 @@ from genpol.agents.pretrain import pretrain
 from genpol.policies import Architecture, ChunkPolicy
 from offline.critics.penalties import lipschitz_bound, penalties
 from offline.critics.value import ValueFunction
-from offline.data.normalizer import ObsStats
 from offline.errors import InputError
 from offline.learning.agent import Agent
 from offline.learning.sac import SAC
+from offline.networks.normalizer import ObsStats
 from offline.spec import ActionSpec
 from offline.types import Policy
 

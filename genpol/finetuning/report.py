@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genpol.finetuning.samples import Scores, read_evaluation
-from genpol.reports.page import Pair, Panel, code, figure, pairs, paragraph, table
+from genpol.reports.page import Pair, Panel, code, duration, figure, pairs, paragraph, table
 
 Floats = NDArray[np.float64]
 CHECKER, GOLD, WHOLLY = "attributes_hard", "gold", "gold_wholly"
@@ -270,8 +270,3 @@ def with_interval(values: Floats) -> str:
     """Mean and 95 % interval in per cent."""
     low, high = bootstrap(lambda mean: mean, values)
     return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"

@@ -17,11 +17,11 @@ from genpol.policies import Architecture, ChunkPolicy
 from genpol.policies.cloning_config import CloneConfig
 from offline.data.batch import Batch
 from offline.data.episodes import Episodes
-from offline.data.normalizer import image_keys
 from offline.data.training_data import training_spec, wanted_keys
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 from offline.networks.images import random_shift
+from offline.networks.normalizer import image_keys
 
 __all__ = ["CloneConfig", "clone"]
 

@@ -26,10 +26,10 @@ from genpol.policies.gaussian import GaussianHead
 from genpol.policies.one_step import StudentHead
 from genpol.policies.precision import applied_in
 from genpol.runs.files import write_beside
-from offline.data.normalizer import check_obs
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.networks.encoder import ObsEncoder
 from offline.networks.linear import Linear
+from offline.networks.normalizer import check_obs
 from offline.spec import ActionSpec
 from offline.types import Obs
 

@@ -128,3 +128,8 @@ def mark(value: float | None) -> str:
     if value >= 1:
         return '<span class="good">✓ all</span>'
     return f'<span class="part">{value:.0%}</span>'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"

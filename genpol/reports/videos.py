@@ -10,19 +10,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from genpol.steering.paired_episodes import Recording
 from offline.errors import InputError
 
 Frames = NDArray[np.uint8]  # (T, height, width, 3)
 BLUE, GREY, INK, PAPER = (10, 102, 194), (168, 168, 174), (29, 29, 31), (255, 255, 255)
 BAR, TRACE, GAP = 26, 84, 8  # pixels: caption above, value trace below, between episodes
 SMOOTH = 2  # charts are drawn so many times larger, then shrunk
+
+
+@dataclass
+class Recording:
+    """What a video needs of one episode."""
+
+    frames: list[np.ndarray] = field(default_factory=list)
+    """One (height, width, 3) uint8 picture before each step and one after the last."""
+    decisions: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """For each frame, the decision in force: candidates (K,H,A) in the environment's units, scores
+    (K,), chosen; empty for an arm that does not score."""
 
 
 def write_video(path: Path, frames: Frames | Sequence[np.ndarray], fps: int = 20) -> Path:

@@ -8,28 +8,18 @@ ends or runs out of time leaves the batch (`keep`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from genpol.reports.videos import Recording
 from offline.errors import InputError
 from offline.types import HasMode, Obs, Policy
 
 MakeEnv = Callable[[], Any]  # -> gymnasium.Env with Dict observations, see robots/envs/make.py
-
-
-@dataclass
-class Recording:
-    """What a video needs of one episode."""
-
-    frames: list[np.ndarray] = field(default_factory=list)
-    """One (height, width, 3) uint8 picture before each step and one after the last."""
-    decisions: list[dict[str, np.ndarray]] = field(default_factory=list)
-    """For each frame, the decision in force: candidates (K,H,A) in the environment's units, scores
-    (K,), chosen; empty for an arm that does not score."""
 
 
 @dataclass

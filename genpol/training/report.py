@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genpol.finetuning.report import duration
-from genpol.reports.page import Panel, code, figure, page, paragraph, table
+from genpol.reports.page import Panel, code, duration, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, paired_difference, paired_outcomes
 from genpol.runs.files import write_beside
 from genpol.steering.report import film

@@ -6,16 +6,16 @@ from functools import reduce
 
 from torch import Generator, Tensor
 
+from offline.critics.critic_config import CriticConfig
 from offline.critics.diversity import diversity
 from offline.critics.lipschitz import adversarial, watch
 from offline.critics.td import Penalty
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
-from offline.learning.config import RLConfig
 from offline.option_check import require
 
 
-def penalties(config: RLConfig) -> Penalty | None:
+def penalties(config: CriticConfig) -> Penalty | None:
     """The adversarial penalty, the heads' diversity, both, or None.
 
     With any `lipschitz` there is something, as the empirical constant is then observed. The
@@ -42,7 +42,7 @@ def penalties(config: RLConfig) -> Penalty | None:
     return reduce(both, parts) if parts else None
 
 
-def lipschitz_bound(config: RLConfig) -> float | None:
+def lipschitz_bound(config: CriticConfig) -> float | None:
     """The `lipschitz_bound` of a `ValueFunction` made by `config`."""
     return config.lipschitz_bound if config.lipschitz == "spectral" else None
 

@@ -19,10 +19,10 @@ from offline.critics.value_config import ValueConfig
 from offline.critics.value_report import held_out_report
 from offline.data.batch import shifted
 from offline.data.episodes import Episodes
-from offline.data.normalizer import image_keys
 from offline.data.training_data import training_spec, wanted_keys
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
+from offline.networks.normalizer import image_keys
 
 __all__ = ["ValueConfig", "train_value"]
 

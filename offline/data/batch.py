@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from offline.data.episodes import Episode
-from offline.data.normalizer import LANGUAGE
 from offline.data.returns import ChunkRewards
 from offline.networks.images import random_shift
+from offline.networks.normalizer import LANGUAGE
 from offline.spec import ActionSpec
 from offline.types import Obs
 

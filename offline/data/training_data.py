@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from offline.data.episodes import Episodes
-from offline.data.normalizer import low_dim_keys
 from offline.errors import InputError, did_you_mean
+from offline.networks.normalizer import low_dim_keys
 from offline.spec import ActionSpec, Scale
 
 TOLERANCE = 1e-3  # how far outside its bounds an action is rounding, as a share of their width

@@ -13,9 +13,9 @@ from torch import Generator, Tensor
 
 from offline.data.batch import Batch, Rows, join_batches
 from offline.data.episodes import Episode, Episodes
-from offline.data.normalizer import LANGUAGE, low_dim_keys
 from offline.data.returns import RewardKind, chunk_rewards
 from offline.errors import InputError, did_you_mean
+from offline.networks.normalizer import LANGUAGE, low_dim_keys
 from offline.spec import ActionSpec
 
 __all__ = ["Batch", "Embed", "Transitions"]

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from offline.critics.value import write_beside
-from offline.data.normalizer import check_obs
 from offline.errors import InputError
 from offline.networks.encoder import ObsEncoder
 from offline.networks.heads import TanhGaussian
+from offline.networks.normalizer import check_obs
 from offline.spec import ActionSpec
 from offline.types import Obs
 

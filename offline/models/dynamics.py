@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from offline.data.normalizer import CLIP, STD_FLOOR
 from offline.models.world_model import Prediction, StateLayout, Steps
 from offline.networks.linear import SMALL, linear
+from offline.networks.normalizer import CLIP, STD_FLOOR
 from offline.networks.stacked import Layer, run
 
 Dtype = Literal["float32", "bfloat16"]

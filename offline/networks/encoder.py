@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from offline.data.normalizer import LANGUAGE, ObsNormalizer, Shapes, check_obs, image_keys
 from offline.networks.images import ImageEncoderName, ResNet
+from offline.networks.normalizer import LANGUAGE, ObsNormalizer, Shapes, check_obs, image_keys
 from offline.types import Obs
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genpol.commands.train.options import Train
     from offline.critics.value import ValueFunction
-    from offline.data.normalizer import ObsStats
     from offline.data.transitions import Transitions
+    from offline.networks.normalizer import ObsStats
     from offline.spec import ActionSpec
     from offline.types import Policy
 

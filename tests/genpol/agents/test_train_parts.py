@@ -10,7 +10,8 @@ import torch
 
 from genpol.agents.compatibility import require_observations, require_same_actions
 from genpol.agents.frozen_base import FrozenBase
-from genpol.steering.paired_episodes import Recording, Rollouts
+from genpol.reports.videos import Recording
+from genpol.steering.paired_episodes import Rollouts
 from genpol.training.evaluation import summarised, write_films
 from offline.errors import SpecError
 from offline.spec import ActionSpec

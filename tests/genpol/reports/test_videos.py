@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genpol.reports.videos import BAR, BLUE, GAP, TRACE, overlay, side_by_side, write_video
-from genpol.steering.paired_episodes import Recording
+from genpol.reports.videos import (
+    BAR,
+    BLUE,
+    GAP,
+    TRACE,
+    Recording,
+    overlay,
+    side_by_side,
+    write_video,
+)
 from offline.errors import InputError
 
 

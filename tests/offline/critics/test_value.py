@@ -6,10 +6,10 @@ import torch
 from toy_data import spec
 
 from offline.critics.value import ValueFunction
-from offline.data.normalizer import ObsNormalizer
 from offline.errors import InputError, SpecError
 from offline.networks.heads import CriticHeads, TanhGaussian
 from offline.networks.images import random_shift
+from offline.networks.normalizer import ObsNormalizer
 from offline.types import Critic
 
 SHAPES = {"state": (5,), "goal": (2,)}
