@@ -84,7 +84,7 @@ class Cell:
             return self._robomimic(name, filtered)
         if kind == "octo":
             return self._octo(name, filtered)
-        from genpol.policies import load_policy
+        from genpol.policies.policy import load_policy
 
         def make(path: Path) -> None:
             genpol(

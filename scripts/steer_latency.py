@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from genpol.steering.paired_episodes import stack
 from genpol.steering.select import argmax, softmax
 from genpol.steering.session import Arms, latencies

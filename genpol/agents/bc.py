@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.types import Policy

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from offline.errors import InputError
 from offline.types import Obs
 

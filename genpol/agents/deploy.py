@@ -21,7 +21,7 @@ from torch import Generator
 
 from genpol.agents import dsrl
 from genpol.agents.edit import Editor, EditPolicy
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from genpol.runs.files import write_beside
 from genpol.steering.select import argmax
 from genpol.steering.steered import Steered

@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from genpol.steering.action_units import Units
 from offline.critics.losses import td_loss
 from offline.critics.td import Penalty, Subset, TDCritic

@@ -27,7 +27,7 @@ from genpol.agents.deploy import save_edit
 from genpol.agents.edit import EditLearner, Editor, EditPolicy
 from genpol.agents.imitation import Imitation
 from genpol.agents.target_proposals import TargetProposals
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from genpol.steering.select import Select, argmax, softmax
 from genpol.steering.steered import Steered
 from offline.critics.td import Penalty, Subset, TDCritic

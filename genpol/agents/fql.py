@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from genpol.policies.student import Student, distance
 from offline.critics.td import Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction

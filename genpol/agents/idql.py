@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from genpol.steering.select import argmax, softmax
 from genpol.steering.steered import Steered
 from offline.critics.iql import expectile_loss

@@ -18,9 +18,9 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from genpol.policies import ChunkPolicy
 from genpol.policies.cloning import MAX_GRAD_NORM, follow
 from genpol.policies.one_step import NO_LOSS
+from genpol.policies.policy import ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec

@@ -14,7 +14,8 @@ from genpol.agents.expo import EXPO
 from genpol.agents.fql import FQL
 from genpol.agents.idql import IDQL
 from genpol.agents.pretrain import pretrain
-from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy
 from offline.critics.penalties import lipschitz_bound, penalties
 from offline.critics.value import ValueFunction
 from offline.errors import InputError

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from genpol.agents.candidates import CandidateCache, Draft
 from genpol.agents.config import TrainConfig
-from genpol.policies import ChunkPolicy
 from genpol.policies.noise import normal
+from genpol.policies.policy import ChunkPolicy
 from genpol.policies.student import Student
 from offline.critics.td import Subset
 from offline.data.batch import Batch

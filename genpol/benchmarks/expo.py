@@ -23,7 +23,7 @@ from genpol.agents.config import TrainConfig
 from genpol.agents.diagnostics import agreement
 from genpol.agents.expo import EXPO
 from genpol.agents.make import make_agent
-from genpol.policies import ChunkPolicy
+from genpol.policies.policy import ChunkPolicy
 from genpol.runs.measure import PartClock
 from offline.data.batch import Batch
 from offline.spec import ActionSpec

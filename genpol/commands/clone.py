@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from genpol.policies.cloning_config import CloneConfig
 
 if TYPE_CHECKING:
-    from genpol.policies import ChunkPolicy
+    from genpol.policies.policy import ChunkPolicy
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.architecture import Architecture
 from genpol.policies.cloning_config import CloneConfig
+from genpol.policies.policy import ChunkPolicy
 from offline.data.batch import Batch
 from offline.data.episodes import Episodes
 from offline.data.training_data import training_spec, wanted_keys

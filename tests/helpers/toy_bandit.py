@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
-from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.spec import ActionSpec

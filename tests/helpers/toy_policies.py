@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy
 from offline.spec import ActionSpec
 
 SMALL = {"features": 64, "encoder_layers": 1, "width": 32}

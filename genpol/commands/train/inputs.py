@@ -309,7 +309,7 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
     """
     from genpol.agents.compatibility import require_same_actions
     from genpol.agents.frozen_base import FrozenBase
-    from genpol.policies import load_policy
+    from genpol.policies.policy import load_policy
     from offline.errors import InputError, SpecError
     from robots.policies.load import is_black_box, load_black_box
 

@@ -14,7 +14,8 @@ from genpol.agents.deploy import load_trained
 from genpol.agents.edit import EditLearner, EditPolicy
 from genpol.agents.expo import EXPO
 from genpol.agents.imitation import Imitation
-from genpol.policies import Architecture, ChunkPolicy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.errors import InputError

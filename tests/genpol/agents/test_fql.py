@@ -22,7 +22,7 @@ from toy_bandit import (
 )
 
 from genpol.agents.fql import FQL
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from offline.critics.value import ValueFunction
 
 

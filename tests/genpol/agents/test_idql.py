@@ -20,7 +20,7 @@ from toy_bandit import (
 )
 
 from genpol.agents.idql import IDQL
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from offline.critics.value import ValueFunction
 
 

@@ -23,7 +23,7 @@ from toy_bandit import (
 
 from genpol.agents.bc import BC
 from genpol.agents.imitation import Imitation, require_learnable
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec

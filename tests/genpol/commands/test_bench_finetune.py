@@ -21,7 +21,7 @@ from genpol.commands.bench.finetune import (
 from genpol.commands.finetune import Finetune, build
 from genpol.runs.measure import ModelClock, reset_peak
 
-REWARD = "test_bench:redness"
+REWARD = "test_bench_finetune:redness"
 
 
 def redness(images, prompts):
@@ -103,7 +103,7 @@ def test_bench_writes_its_numbers(model, tmp_path, capsys):
 
 def test_a_reward_that_ties_everything_is_refused(model):
     with pytest.raises(InputError, match="no gradient"):
-        gradient_error(tuner(model, reward="test_bench:constant"))
+        gradient_error(tuner(model, reward="test_bench_finetune:constant"))
 
 
 class Sleeper(torch.nn.Module):

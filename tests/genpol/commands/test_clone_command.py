@@ -8,7 +8,7 @@ import torch
 from toy_data import line_data
 
 from genpol.cli import main
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 
 pytest.importorskip("h5py")
 SMALL = "--steps 4 --batch-size 16 --action-chunk 2 --features 16 --width 8 --log-every 2".split()

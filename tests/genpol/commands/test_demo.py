@@ -17,7 +17,7 @@ ASSETS = Path(genpol.__file__).parent / "assets" / "training"
 
 def test_the_assets_are_small_and_fit_each_other():
     pytest.importorskip("h5py")
-    from genpol.policies import load_policy
+    from genpol.policies.policy import load_policy
     from robots.datasets.open import open_dataset
 
     sizes = {p.name: p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()}

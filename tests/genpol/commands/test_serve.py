@@ -22,7 +22,8 @@ from fake_servers import SHAPES, SPEC, OpenpiServer
 from websockets.sync.client import connect
 
 from genpol.commands.serve import Serve, make_server
-from genpol.policies import Architecture, ChunkPolicy, load_policy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy, load_policy
 from genpol.steering.select import softmax
 from genpol.steering.steered import Steered
 from offline.critics.value import ValueFunction

@@ -15,7 +15,7 @@ from genpol.agents.config import FAITHFUL
 from genpol.cli import main
 from genpol.commands.train.command import run
 from genpol.commands.train.options import Train, defaults
-from genpol.policies import load_policy
+from genpol.policies.policy import load_policy
 from genpol.steering.paired_episodes import run_episodes
 from genpol.training.outcomes import read_outcomes
 from offline.critics.value import ValueFunction

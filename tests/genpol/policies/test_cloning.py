@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_data import ListEpisodes, episode, line_data, spec
 
-from genpol.policies import load_policy
 from genpol.policies.cloning import CloneConfig, clone, learning_rate
+from genpol.policies.policy import load_policy
 from offline.errors import InputError
 
 SMALL = {"batch_size": 64, "features": 32, "width": 16, "action_chunk": 2, "log_every": 50}

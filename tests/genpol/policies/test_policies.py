@@ -7,8 +7,8 @@ import torch
 from torch import Generator
 from toy_policies import CHUNK, DIM, SHAPES, SHARE, SPEC, make, modes, states, train
 
-from genpol.policies import ChunkPolicy, load_policy
 from genpol.policies.diffusion import DiffusionHead
+from genpol.policies.policy import ChunkPolicy, load_policy
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 from offline.types import HasMode, Policy

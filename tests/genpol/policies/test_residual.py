@@ -8,7 +8,8 @@ from torch import Generator
 from torch.nn import functional as F
 from toy_policies import make, modes, states, train
 
-from genpol.policies import Architecture, load_policy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import load_policy
 from genpol.policies.residual import FREQUENCIES, WIDTH, ResidualConditioner, ResidualTrunk
 from offline.errors import InputError
 

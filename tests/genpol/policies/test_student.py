@@ -7,7 +7,8 @@ import torch
 from toy_bandit import SHAPES, SPEC, base_policy, demonstrations, generator, states
 
 from genpol.agents.imitation import Imitation
-from genpol.policies import Architecture, ChunkPolicy, load_policy
+from genpol.policies.architecture import Architecture
+from genpol.policies.policy import ChunkPolicy, load_policy
 from genpol.policies.student import Student, distance
 from offline.errors import InputError
 from offline.types import HasMode, Policy
