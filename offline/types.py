@@ -5,8 +5,9 @@ Shape legend: B batch, K candidates, H action chunk, A action dimension, E criti
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Generator, Tensor
 
 from offline.spec import ActionSpec
@@ -49,20 +50,31 @@ class HasMode(Protocol):
         """One chunk for each row: (B, H, A), normalised by `spec`."""
 
 
+class OnDevice(Protocol):
+    """A tensor, or tensors that lie on one device."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+Features = TypeVar("Features", bound=OnDevice)
+
+
 @runtime_checkable
-class Critic(Protocol):
+class Critic(Protocol[Features]):
     """A value function over action chunks: higher is better.
 
-    `encode` is paid once per observation, `score` once per candidate; calling does both.
+    `encode` is paid once per observation, `score` once per candidate; calling does both. What
+    `encode` returns is handed to `score` as it is: mostly a tensor (B, F).
     """
 
     spec: ActionSpec
 
-    def encode(self, obs: Obs) -> Tensor:
-        """Features of each observation: (B, F)."""
+    def encode(self, obs: Obs) -> Features:
+        """Features of each of B observations."""
 
-    def score(self, features: Tensor, act: Tensor) -> Tensor:
-        """(B, F) and (B, K, H, A), normalised by `spec` -> (E, B, K)."""
+    def score(self, features: Features, act: Tensor) -> Tensor:
+        """Features of B observations and (B, K, H, A), normalised by `spec` -> (E, B, K)."""
 
     def __call__(self, obs: Obs, act: Tensor) -> Tensor:
         """(B, K, H, A), normalised by `spec` -> (E, B, K)."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
@@ -35,9 +35,7 @@ class BC:
     def __init__(self, base: ChunkPolicy, value: ValueFunction, config: TrainConfig) -> None:
         require_learnable(value.spec, base)
         self.spec = value.spec
-        self.base = Imitation(
-            base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
-        )
+        self.base = Imitation.of(base, config)
 
     def update_critic(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """Nothing."""
@@ -54,6 +52,13 @@ class BC:
     def evaluating(self) -> Policy:
         """The same."""
         return self.base.average
+
+    def networks(self) -> list[nn.Module]:
+        return self.base.networks()
+
+    def generators(self) -> list[Generator]:
+        """It has none of its own."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """The base policy's."""

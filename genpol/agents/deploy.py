@@ -25,7 +25,7 @@ from genpol.policies.policy import load_policy
 from genpol.runs.files import write_beside
 from genpol.steering.select import argmax
 from genpol.steering.steered import Steered
-from offline.critics.td import Subset
+from offline.critics.td import Encoded, Subset
 from offline.critics.value import ValueFunction
 from offline.errors import InputError
 from offline.learning import actor_policy
@@ -114,7 +114,9 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Policy:
     return load_policy(folder, device=device)
 
 
-def load_expo(folder: str | Path, *, base: Policy | None = None, device: str = "cpu") -> Steered:
+def load_expo(
+    folder: str | Path, *, base: Policy | None = None, device: str = "cpu"
+) -> Steered[Encoded]:
     """The on-the-fly policy of a run of `genpol train --agent expo`.
 
     Args:
@@ -131,6 +133,6 @@ def load_expo(folder: str | Path, *, base: Policy | None = None, device: str = "
     if base is None:
         base = load_policy(folder / "policy", device=device)
     critic = Subset(value, value.ensemble, Generator().manual_seed(0))
-    editor = Editor(policy, critic, document["edits"])
+    editor = Editor(policy, document["edits"])
     with torch.no_grad():
         return Steered(base, critic, document["candidates"], argmax(), edit=editor, check=False)

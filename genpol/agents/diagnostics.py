@@ -57,7 +57,7 @@ def diagnose(agent: Agent, replay: Replay, mixture: Mixture, step: int) -> dict[
         metrics |= q_bias(value, replay.recent(RECENT).to(device))
     if isinstance(agent, EXPO) and len(mixture):
         obs = mixture.sample(STATES, generator).to(device).obs
-        base, count = agent.asides, agent.config.num_candidates
+        base, count = agent.stateless_base, agent.config.num_candidates
         metrics |= candidates(
             value,
             obs,

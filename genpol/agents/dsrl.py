@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
@@ -38,6 +38,7 @@ from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.errors import InputError
 from offline.learning.actor_policy import ActorPolicy
+from offline.learning.agent import Parts, load_parts, state_of
 from offline.learning.sac import ActorLearner, Pool
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
@@ -82,10 +83,8 @@ class DSRL:
             )
         value.spec.require_scorable(base.spec)
         self.config, self.spec, self.actor_share = config, value.spec, actor_share
-        self.base = Imitation(
-            base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
-        )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
+        self.base = Imitation.of(base, config)
+        self.critic = TDCritic.of(value, config, penalty)
         self.draw = Generator().manual_seed(config.seed)
         self.target = Subset(self.critic.target, config.subset, self.draw)
         bound = (config.noise_bound,) * base.spec.dim
@@ -176,23 +175,30 @@ class DSRL:
 
     # -- files
 
+    def _parts(self) -> Parts:
+        return {
+            "base": self.base,
+            "critic": self.critic,
+            "noise_critic": self.noise_critic,
+            "actor": self.learner,
+            "draw": self.draw,
+        }
+
+    def networks(self) -> list[nn.Module]:
+        own: list[nn.Module] = [self.noise_critic.heads, self.learner.actor]
+        return self.base.networks() + self.critic.networks() + own
+
+    def generators(self) -> list[Generator]:
+        """The stream that heads are drawn from."""
+        return [self.draw]
+
     def state_dict(self) -> dict[str, Any]:
         """All weights, optimisers and the stream that heads are drawn from."""
-        return {
-            "base": self.base.state_dict(),
-            "critic": self.critic.state_dict(),
-            "noise_critic": self.noise_critic.state_dict(),
-            "actor": self.learner.state_dict(),
-            "draw": self.draw.get_state(),
-        }
+        return state_of(self._parts())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned."""
-        self.base.load_state_dict(state["base"])
-        self.critic.load_state_dict(state["critic"])
-        self.noise_critic.load_state_dict(state["noise_critic"])
-        self.learner.load_state_dict(state["actor"])
-        self.draw.set_state(state["draw"])
+        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write `value/`, the action critic's target, and `policy/`, see `NoisePolicy.save`."""

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from offline.critics.td import Subset
+from genpol.steering.steered import Edits
+from offline.critics.td import Encoded
 from offline.networks.heads import TanhGaussian
-from offline.types import Obs
 
 
 class EditPolicy(nn.Module):
@@ -170,6 +170,10 @@ class EditLearner:
             "edit/size": (self.policy.scale * move).detach().abs().mean(),
         }
 
+    def networks(self) -> list[nn.Module]:
+        """The policy."""
+        return [self.policy]
+
     def state_dict(self) -> dict[str, Any]:
         """Policy, temperature, beta and the optimisers."""
         return {
@@ -193,22 +197,17 @@ class EditLearner:
 
 
 class Editor:
-    """Edits of proposals, on the critic's features of the same observation.
+    """Edits of proposals, from the critic's encoding of the same observations.
 
     Args:
         policy: of the edits.
-        critic: scores what is edited; the observation is encoded once for both.
         n: edits of each proposal.
     """
 
-    def __init__(self, policy: EditPolicy, critic: Subset, n: int) -> None:
-        self.policy, self.critic, self.n = policy, critic, n
-        critic.shared = True
-        self.log_prob = torch.zeros(0)
-        """(B, N n) log pi of the latest moves."""
+    def __init__(self, policy: EditPolicy, n: int) -> None:
+        self.policy, self.n = policy, n
 
-    def __call__(self, obs: Obs, act: Tensor, generator: Generator | None) -> Tensor:
-        """(B, N, H, A) -> (B, N n, H, A)."""
-        features = self.critic.observe(obs)
-        edited, _, self.log_prob = self.policy(features, act, generator, self.n)
-        return edited
+    def __call__(self, features: Encoded, act: Tensor, generator: Generator | None) -> Edits:
+        """(B, N, H, A) -> (B, N n, H, A) and log pi of the moves (B, N n)."""
+        edited, _, log_prob = self.policy(features.state, act, generator, self.n)
+        return Edits(edited, log_prob)

@@ -10,7 +10,8 @@ for acting and for the target alike: y = R + discount * Q(s', pi_otf(s')). Both 
 Without edits this is best-of-N; the base may also be a frozen black box, which is then only edited
 and selected from.
 
-Shape legend: E heads, B batch, N base candidates, H action chunk, A action dimension.
+Shape legend: E heads, B batch, N base candidates, K candidates with edits, H action chunk, A action
+dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.deploy import save_edit
@@ -29,10 +30,11 @@ from genpol.agents.imitation import Imitation
 from genpol.agents.target_proposals import TargetProposals
 from genpol.policies.policy import ChunkPolicy
 from genpol.steering.select import Select, argmax, softmax
-from genpol.steering.steered import Steered
-from offline.critics.td import Penalty, Subset, TDCritic
+from genpol.steering.steered import Decision, Steered
+from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.learning.agent import Parts, load_parts, state_of
 from offline.types import Obs, Policy
 
 
@@ -62,104 +64,89 @@ class EXPO:
         penalty: Penalty | None = None,
     ) -> None:
         self.config, self.spec = config, value.spec
-        self.base = Imitation(
-            base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
-        )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
-        self.edit: EditLearner | None = None
-        if config.edits:
-            policy = EditPolicy(
-                value.encoder.dim,
-                self.spec.chunk * self.spec.dim,
-                config.hidden,
-                scale=config.edit_scale,
-                clip=config.clip_edits,
-            ).to(next(value.parameters()).device)
-            self.edit = EditLearner(
-                policy,
-                lr=config.lr,
-                init_temperature=config.init_temperature,
-                target_entropy=config.target_entropy,
-                entropy_of=config.edit_entropy,
-                scale_lr=config.edit_scale_lr if config.adaptive_edit_scale else None,
-            )
-        heads = Generator().manual_seed(config.seed + 2)
-        self._heads = heads
-        select = argmax() if config.act_select == "argmax" else softmax(config.act_temperature)
-        self.asides = target_base or self.base.average
-        """Proposes for any states, whatever episode the base policy is in."""
-        self._acting = self._on_the_fly(self.base.average, self._few(), select)
-        # All heads: evaluating draws none, so that it leaves training as it was.
-        every = Subset(self.critic.target, value.ensemble, heads)
-        self._evaluating = self._on_the_fly(self.base.average, every, argmax())
-        self._anywhere: dict[int, Steered] = {}
-        proposer = self.base.average if config.backup_uses_average else self.base.policy
-        self._judge = Subset(self.critic.target, config.subset, heads)
-        self._targets = TargetProposals(
-            target_base or proposer,
+        self.base = Imitation.of(base, config)
+        self.critic = TDCritic.of(value, config, penalty)
+        self.edit = _edit_learner(value, config) if config.edits else None
+        # One stream draws the heads that act, and those that judge targets.
+        self.heads = Generator().manual_seed(config.seed + 2)
+        few = Subset(self.critic.target, config.subset, self.heads)
+        # Evaluating asks all heads, which draws none, so it leaves training as it was.
+        every = Subset(self.critic.target, value.ensemble, self.heads)
+        newest = self.base.average if config.backup_uses_average else self.base.policy
+        self.stateless_base = target_base or self.base.average
+        """Proposes for states of no episode, such as those of a replay."""
+        self.targets = TargetProposals(
+            target_base or newest,
             config,
-            screen=Subset(self.critic.target, config.subset, heads),
-            # Those of a black box that never changes are drawn once.
-            forever=self.base.frozen,
+            screen=few,
+            forever=self.base.frozen,  # a black box that never changes is asked once
             rows=(offline_rows, replay_slots),
         )
-        self._backup = self._on_the_fly(self._targets, self._judge, argmax(), self._targets.count)
-        self._updates = 0
-
-    def _few(self) -> Subset:
-        return Subset(self.critic.target, self.config.subset, self._heads)
+        act = argmax() if config.act_select == "argmax" else softmax(config.act_temperature)
+        self.judge = few
+        self._acting = self._on_the_fly(self.base.average, few, act)
+        self._evaluating = self._on_the_fly(self.base.average, every, argmax())
+        self.backup = self._on_the_fly(target_base or newest, few, argmax())
+        """The on-the-fly policy of targets; it chooses among what `targets` proposes."""
+        self._stateless: dict[int, Steered[Encoded]] = {}
+        self.updates = 0
 
     def _on_the_fly(
         self, base: Policy, critic: Subset, select: Select, count: int | None = None
-    ) -> Steered:
-        edit = None if self.edit is None else Editor(self.edit.policy, critic, self.config.edits)
-        count = self.config.num_candidates if count is None else count
+    ) -> Steered[Encoded]:
+        edit = None if self.edit is None else Editor(self.edit.policy, self.config.edits)
+        count = count or self.config.num_candidates
         return Steered(base, critic, count, select, edit=edit, check=False)
 
     # -- learning
 
     def update_critic(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step towards the value of what the on-the-fly policy would do next."""
-        self._targets.about(batch, self._updates)
-        self._updates += 1
-        next_value, metrics = self._next_value(batch.next_obs, generator)
-        metrics |= self._targets.metrics()
+        with torch.no_grad():
+            proposed = self.targets.candidates(  # (B, N, H, A)
+                batch.next_obs, batch.key, self.updates, generator
+            )
+            decision = self.backup.choose(batch.next_obs, proposed, generator)
+            next_value = self._next_value(decision).clone()  # it was made in inference mode
+        self.updates += 1
+        metrics = self._of_choice(decision, next_value) | self.targets.metrics()
+        if self.edit is not None and self.config.entropy_backup:
+            next_value = next_value - self.edit.temperature * self._edit_log_prob(decision)
         return metrics | self.critic.update(batch, next_value, generator)
 
-    @torch.no_grad()
-    def _next_value(self, obs: Obs, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """v(s') (B,), and how it came about."""
-        decision = self._backup.decide(obs, generator)
-        rows = torch.arange(len(decision.chosen), device=decision.chosen.device)
-        chosen = decision.scores[rows, decision.chosen]
-        value = chosen
-        if self.config.backup != "plain":
-            disjoint = self.config.backup == "decoupled"
-            heads = self._judge.others(self.config.subset, disjoint=disjoint)
-            value = self._judge.second_opinion(decision.action[:, None], heads)[..., 0].amin(0)
-        count = self._targets.count
-        best_base = decision.scores[:, :count].amax(1)
+    def _next_value(self, decision: Decision[Encoded]) -> Tensor:
+        """v(s') (B,) of the chosen actions: by the heads that chose them, or by others."""
+        if self.config.backup == "plain":
+            return decision.value
+        disjoint = self.config.backup == "decoupled"
+        chosen = decision.action[:, None]
+        others = self.judge.second_opinion(decision.features, chosen, disjoint=disjoint)
+        return others[..., 0].amin(0)
+
+    def _edit_log_prob(self, decision: Decision[Encoded]) -> Tensor:
+        """log pi of the chosen edit (B,), 0 where no edit was chosen."""
+        assert decision.log_prob is not None
+        which = decision.chosen - decision.num_base
+        log_prob = decision.log_prob.gather(1, which.clamp(min=0)[:, None])[:, 0]
+        return torch.where(which >= 0, log_prob, 0.0)
+
+    def _of_choice(self, decision: Decision[Encoded], value: Tensor) -> dict[str, Tensor]:
+        """What choosing gains, how far the choice is overestimated, and what edits add."""
+        unedited, edited = decision.scores.tensor_split([decision.num_base], dim=1)
         metrics = {
-            "critic/selection_gain": (chosen - decision.scores[:, :count].mean(1)).mean(),
-            "critic/overestimate": (chosen - value).mean(),
+            "critic/selection_gain": (decision.value - unedited.mean(1)).mean(),
+            "critic/overestimate": (decision.value - value).mean(),
         }
         if self.edit is not None:
-            edited = decision.scores[:, count:].amax(1)
-            metrics["edit/win_rate"] = (decision.chosen >= count).float().mean()
-            metrics["edit/gain"] = (edited - best_base).mean()
-            if self.config.entropy_backup:
-                editor: Any = self._backup.edit
-                won = decision.chosen >= count
-                which = (decision.chosen - count).clamp(min=0)
-                bonus = self.edit.temperature * editor.log_prob[rows, which]
-                value = value - torch.where(won, bonus, 0.0)
-        return value.clone(), metrics  # `decide` works in inference mode
+            metrics["edit/win_rate"] = (decision.chosen >= decision.num_base).float().mean()
+            metrics["edit/gain"] = (edited.amax(1) - unedited.amax(1)).mean()
+        return metrics
 
     def update_policy(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step of the base policy (imitation) and of the edit policy (value)."""
         metrics = self.base.update(batch, generator)
-        if self._targets.student is not None:
-            metrics |= self._targets.student.update(batch.next_obs, generator)
+        if self.targets.student is not None:
+            metrics |= self.targets.student.update(batch.next_obs, generator)
         if self.edit is None:
             return metrics
         value = self.critic.value
@@ -172,22 +159,24 @@ class EXPO:
 
     # -- acting
 
-    def acting(self) -> Steered:
+    def acting(self) -> Steered[Encoded]:
         return self._acting
 
-    def evaluating(self) -> Steered:
+    def evaluating(self) -> Steered[Encoded]:
         return self._evaluating
 
-    def anywhere(self, num_candidates: int | None = None) -> Steered:
+    def stateless(self, num_candidates: int | None = None) -> Steered[Encoded]:
         """Acts in states of no episode, such as imagined ones.
 
         Args:
             num_candidates: of the base policy; default those of acting.
         """
         count = num_candidates or self.config.num_candidates
-        if count not in self._anywhere:
-            self._anywhere[count] = self._on_the_fly(self.asides, self._few(), argmax(), count)
-        return self._anywhere[count]
+        if count not in self._stateless:
+            self._stateless[count] = self._on_the_fly(
+                self.stateless_base, self.judge, argmax(), count
+            )
+        return self._stateless[count]
 
     # -- diagnosing
 
@@ -200,7 +189,7 @@ class EXPO:
     def full_and_cheap(self, obs: Obs, generator: Generator) -> tuple[Tensor, Tensor] | None:
         """Candidates (B, N, H, A) of the whole chain and those that targets use, from the same
         noise; None where these are the same, or nobody knows what noise becomes."""
-        cheap, full = self._targets.by_noise, self.base.policy
+        cheap, full = self.targets.by_noise, self.base.policy
         if cheap is None or not isinstance(full, ChunkPolicy):
             return None
         rows = len(next(iter(obs.values())))
@@ -210,31 +199,36 @@ class EXPO:
 
     # -- files
 
-    def state_dict(self) -> dict[str, Any]:
+    def _parts(self) -> Parts:
         return {
-            "base": self.base.state_dict(),
-            "critic": self.critic.state_dict(),
-            "edit": None if self.edit is None else self.edit.state_dict(),
-            "heads": self._heads.get_state(),
-            "targets": self._targets.state_dict(),
-            "updates": self._updates,
+            "base": self.base,
+            "critic": self.critic,
+            "edit": self.edit,
+            "heads": self.heads,
+            "targets": self.targets,
         }
 
+    def networks(self) -> list[nn.Module]:
+        edit = [] if self.edit is None else self.edit.networks()
+        base, critic = self.base.networks(), self.critic.networks()
+        return base + critic + edit + self.targets.networks()
+
+    def generators(self) -> list[Generator]:
+        """The stream that heads are drawn from."""
+        return [self.heads]
+
+    def state_dict(self) -> dict[str, Any]:
+        return state_of(self._parts()) | {"updates": self.updates}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.base.load_state_dict(state["base"])
-        self.critic.load_state_dict(state["critic"])
-        if self.edit is not None:
-            self.edit.load_state_dict(state["edit"])
-        self._heads.set_state(state["heads"])
-        self._targets.load_state_dict(state["targets"])
-        self._updates = state["updates"]
+        load_parts(self._parts(), state)
+        self.updates = state["updates"]
 
     def save(self, folder: Path) -> None:
         """Write value/, policy/ where the base is ours, and edit/."""
         self.critic.target.save(Path(folder) / "value")
-        average: Any = self.base.average
-        if hasattr(average, "save"):
-            average.save(Path(folder) / "policy")
+        if isinstance(self.base.average, ChunkPolicy):
+            self.base.average.save(Path(folder) / "policy")
         if self.edit is not None:
             save_edit(
                 self.edit.policy,
@@ -242,3 +236,23 @@ class EXPO:
                 candidates=self.config.num_candidates,
                 edits=self.config.edits,
             )
+
+
+def _edit_learner(value: ValueFunction, config: TrainConfig) -> EditLearner:
+    """The edit policy on the critic's encoding, with its temperature and optimisers."""
+    spec = value.spec
+    policy = EditPolicy(
+        value.encoder.dim,
+        spec.chunk * spec.dim,
+        config.hidden,
+        scale=config.edit_scale,
+        clip=config.clip_edits,
+    ).to(next(value.parameters()).device)
+    return EditLearner(
+        policy,
+        lr=config.lr,
+        init_temperature=config.init_temperature,
+        target_entropy=config.target_entropy,
+        entropy_of=config.edit_entropy,
+        scale_lr=config.edit_scale_lr if config.adaptive_edit_scale else None,
+    )

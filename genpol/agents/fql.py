@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
@@ -30,6 +30,7 @@ from genpol.policies.student import Student, distance
 from offline.critics.td import Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.learning.agent import Parts, load_parts, state_of
 
 SMALLEST_SCALE = 1e-3  # of |Q|, which may be 0 at first
 
@@ -59,15 +60,13 @@ class FQL:
     ) -> None:
         require_learnable(value.spec, base)
         self.config, self.spec, self.normalize_q = config, value.spec, normalize_q
-        self.base = Imitation(
-            base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
-        )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
+        self.base = Imitation.of(base, config)
+        self.critic = TDCritic.of(value, config, penalty)
         self.student = Student.of(base).train()
         self._params = list(self.student.parameters())
         self.optimizer = torch.optim.Adam(self._params, lr=config.lr, fused=True)
-        self._heads = Generator().manual_seed(config.seed)
-        self._judge = Subset(self.critic.target, config.subset, self._heads)
+        self.heads = Generator().manual_seed(config.seed)
+        self.judge = Subset(self.critic.target, config.subset, self.heads)
 
     # -- learning
 
@@ -89,7 +88,7 @@ class FQL:
         """One step towards the value of what the student would do next; see `TDCritic.update`."""
         with torch.no_grad():
             act = self.student.sample(batch.next_obs, 1, generator)
-            next_value = self._judge(batch.next_obs, act)[..., 0].amin(0)
+            next_value = self.judge(batch.next_obs, act)[..., 0].amin(0)
         return self.critic.update(batch, next_value, generator)
 
     def update_policy(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
@@ -133,23 +132,29 @@ class FQL:
 
     # -- files
 
+    def _parts(self) -> Parts:
+        return {
+            "base": self.base,
+            "critic": self.critic,
+            "student": self.student,
+            "optimizer": self.optimizer,
+            "heads": self.heads,
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return [*self.base.networks(), *self.critic.networks(), self.student]
+
+    def generators(self) -> list[Generator]:
+        """The stream that heads are drawn from."""
+        return [self.heads]
+
     def state_dict(self) -> dict[str, Any]:
         """Flow, critic, student, the optimisers and the stream that heads are drawn from."""
-        return {
-            "base": self.base.state_dict(),
-            "critic": self.critic.state_dict(),
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "heads": self._heads.get_state(),
-        }
+        return state_of(self._parts())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned."""
-        self.base.load_state_dict(state["base"])
-        self.critic.load_state_dict(state["critic"])
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._heads.set_state(state["heads"])
+        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write value/, the target critic; policy/, the student; flow/, what it stays near."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
@@ -28,9 +28,10 @@ from genpol.policies.policy import ChunkPolicy
 from genpol.steering.select import argmax, softmax
 from genpol.steering.steered import Steered
 from offline.critics.iql import expectile_loss
-from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.learning.agent import Parts, load_parts, state_of
 from offline.networks.heads import mlp
 
 
@@ -57,19 +58,17 @@ class IDQL:
     ) -> None:
         require_learnable(value.spec, base)
         self.config, self.spec = config, value.spec
-        self.base = Imitation(
-            base, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter
-        )
-        self.critic = TDCritic(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
+        self.base = Imitation.of(base, config)
+        self.critic = TDCritic.of(value, config, penalty)
         device = next(value.parameters()).device
         self.state_value = mlp(value.encoder.dim, config.hidden, 1).to(device)
         self.optimizer = torch.optim.Adam(self.state_value.parameters(), lr=config.lr, fused=True)
         # Evaluation draws heads of its own, so that how often it happens changes nothing else.
-        self._heads = [Generator().manual_seed(config.seed + i) for i in (2, 3)]
+        self.heads = [Generator().manual_seed(config.seed + i) for i in (2, 3)]
         learning, evaluating = (
-            Subset(self.critic.target, config.subset, heads) for heads in self._heads
+            Subset(self.critic.target, config.subset, heads) for heads in self.heads
         )
-        self._judge = learning
+        self.judge = learning
         select = argmax() if config.act_select == "argmax" else softmax(config.act_temperature)
         self._acting, self._evaluating = (
             Steered(self.base.average, judge, config.num_candidates, rule, check=False)
@@ -88,7 +87,7 @@ class IDQL:
         with torch.no_grad():  # images are learnt through Q
             now, after = encoder(batch.obs), encoder(batch.next_obs)
             next_value = self.state_value(after).squeeze(-1)
-            q = self._judge(batch.obs, batch.act[:, None])[..., 0].amin(0)
+            q = self.judge(batch.obs, batch.act[:, None])[..., 0].amin(0)
         v = self.state_value(now).squeeze(-1)
         loss = expectile_loss(q - v, self.config.expectile).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -103,34 +102,39 @@ class IDQL:
 
     # -- acting
 
-    def acting(self) -> Steered:
+    def acting(self) -> Steered[Encoded]:
         """The best of N by two or so heads, drawn afresh; or softmax, see `act_select`."""
         return self._acting
 
-    def evaluating(self) -> Steered:
+    def evaluating(self) -> Steered[Encoded]:
         """The best of N."""
         return self._evaluating
 
     # -- files
 
+    def _parts(self) -> Parts:
+        return {
+            "base": self.base,
+            "critic": self.critic,
+            "state_value": self.state_value,
+            "optimizer": self.optimizer,
+            "heads": self.heads,
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return [*self.base.networks(), *self.critic.networks(), self.state_value]
+
+    def generators(self) -> list[Generator]:
+        """The streams that heads are drawn from: in learning and acting, and in evaluating."""
+        return self.heads
+
     def state_dict(self) -> dict[str, Any]:
         """Base policy, Q, V, the optimisers and the streams that heads are drawn from."""
-        return {
-            "base": self.base.state_dict(),
-            "critic": self.critic.state_dict(),
-            "state_value": self.state_value.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "heads": [heads.get_state() for heads in self._heads],
-        }
+        return state_of(self._parts())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned."""
-        self.base.load_state_dict(state["base"])
-        self.critic.load_state_dict(state["critic"])
-        self.state_value.load_state_dict(state["state_value"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for heads, saved in zip(self._heads, state["heads"], strict=True):
-            heads.set_state(saved)
+        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write value/, the target critic, and policy/, the average."""

@@ -13,7 +13,7 @@ from offline.critics.td import TDCritic
 from offline.data.mixture import Mixture, Share
 from offline.data.replay import Replay
 from offline.data.transitions import Transitions
-from offline.learning.agent import Agent
+from offline.learning.agent import Agent, HasStateless
 from offline.models.dynamics import Dynamics, Rule
 from offline.models.held_out import split_rows
 from offline.models.imagination import Imagination, Stateful
@@ -80,7 +80,7 @@ def make_imagination(
             share = config.offline_fraction / (1 - config.imagined_fraction)
         shares = [Share("offline", data, min(share, 1.0)), Share("online", replay, 0.0)]
         shares[1] = Share("online", replay, 1 - shares[0].fraction)
-    policy = policy_anywhere(agent)
+    policy = stateless_policy(agent) or agent.acting()
     fitter = None
     parts: dict[str, Stateful] = {}
     if isinstance(model, Dynamics):
@@ -98,11 +98,12 @@ def make_imagination(
     )
 
 
-def policy_anywhere(agent: Agent) -> Policy:
-    """What the agent would do in states of no episode: its acting policy, unless that remembers."""
-    anywhere = getattr(agent, "anywhere", None)
-    policy: Policy = agent.acting() if anywhere is None else anywhere()
-    return policy
+def stateless_policy(agent: Agent, num_candidates: int | None = None) -> Policy | None:
+    """What an agent does in states of no episode where its acting policy remembers its episode.
+
+    None for agents whose acting policy has no such memory.
+    """
+    return agent.stateless(num_candidates) if isinstance(agent, HasStateless) else None
 
 
 class Fitter:
@@ -124,8 +125,7 @@ class Fitter:
         self.vagram: VaGraM | None = None
         if isinstance(critic, TDCritic):
             # The mode where there is one; of a chain one sample, as all states are asked about.
-            anywhere = getattr(agent, "anywhere", None)
-            policy = agent.evaluating() if anywhere is None else anywhere(1)
+            policy = stateless_policy(agent, 1) or agent.evaluating()
             self.values = ValueGradient(critic.target, policy, model.layout)
             if config.world_model == "vagram":
                 self.vagram = VaGraM(self.values, config)

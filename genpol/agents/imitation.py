@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from genpol.policies.cloning import MAX_GRAD_NORM, follow
+from genpol.agents.config import TrainConfig
 from genpol.policies.one_step import NO_LOSS
-from genpol.policies.policy import ChunkPolicy
+from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
@@ -76,7 +76,7 @@ class Imitation(Generic[P]):
             return
         average = copy.deepcopy(policy).eval().requires_grad_(False)
         self.policy = self.average = average
-        self._averaged = list(average.parameters())
+        self._average = average
         if lr == 0:
             return
         if policy.kind == "student":
@@ -88,6 +88,11 @@ class Imitation(Generic[P]):
         self._optimizer = torch.optim.AdamW(
             self._weights, lr=lr, weight_decay=weight_decay, fused=True
         )
+
+    @classmethod
+    def of(cls, policy: P, config: TrainConfig) -> Imitation[P]:
+        """With the rates and the filter of a configuration."""
+        return cls(policy, lr=config.base_lr, ema=config.base_ema, filter=config.base_filter)
 
     @property
     def frozen(self) -> bool:
@@ -117,7 +122,7 @@ class Imitation(Generic[P]):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._weights, MAX_GRAD_NORM)
         self._optimizer.step()
-        follow(self._averaged, self._weights, self.steps, self.ema)
+        self._average.follow(self._trained, self.steps, self.ema)
         self.steps += 1
         return {"base/loss": loss.detach(), "base/grad_norm": norm.detach()}
 
@@ -128,6 +133,11 @@ class Imitation(Generic[P]):
         if batch.key is None or not (imagined := batch.key == IMAGINED).any():
             return None
         return ~imagined
+
+    def networks(self) -> list[nn.Module]:
+        """The policy and its average; none of a black box that is no network."""
+        both = (self.policy, self.average)
+        return [policy for policy in both if isinstance(policy, nn.Module)]
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average and optimiser; only the weights if frozen, nothing of a black box."""

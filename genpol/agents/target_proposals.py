@@ -1,4 +1,16 @@
-"""`TargetProposals`: where the candidates of a TD target come from, as cheaply as they may."""
+"""`TargetProposals`: where the base candidates of a TD target come from, as cheaply as they may.
+
+    chain          the base policy's own samples
+    two-step       its chain in two steps (`genpol.agents.candidates.Draft`)
+    student        the answers of a one-step student, taught while the base policy learns
+    noise-filter   of N noises, the chain of the one whose student's answer the critic likes best
+    cache_age > 0  candidates of a transition serve again (`genpol.agents.candidates`)
+
+The student (`genpol.policies.student`, after FQL, arXiv 2502.02538) answers each noise as the base
+policy's chain does, in one pass. As a filter it needs no training of its own against the critic.
+
+Shape legend: B batch, N candidates or noises, H action chunk, A action dimension, D = H * A.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.agents.candidates import CandidateCache, Draft
 from genpol.agents.config import TrainConfig
@@ -14,7 +26,6 @@ from genpol.policies.noise import normal
 from genpol.policies.policy import ChunkPolicy
 from genpol.policies.student import Student
 from offline.critics.td import Subset
-from offline.data.batch import Batch
 from offline.errors import InputError
 from offline.types import Obs, Policy
 
@@ -25,7 +36,7 @@ _OURS = (
 
 
 class TargetProposals:
-    """The base policy's proposals at next states; a `Policy` that knows which transitions.
+    """Proposes for the next states of transitions.
 
     Args:
         base: proposes; its weights are followed.
@@ -76,19 +87,22 @@ class TargetProposals:
                 self.spec.dim,
                 None if forever else config.cache_age,
             )
-        self._keys: Tensor | None = None
-        self._now = 0
 
-    def about(self, batch: Batch, now: int) -> None:
-        """The next `sample` is of this batch's next states, at update `now`."""
-        self._keys, self._now = batch.key, now
+    def candidates(
+        self, obs: Obs, keys: Tensor | None, now: int, generator: Generator | None
+    ) -> Tensor:
+        """Base candidates of next states: (B, N, H, A), normalised by `spec`; no gradients.
 
-    def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
-        """(B, n, H, A), normalised by `spec`."""
+        Args:
+            obs: B next states.
+            keys: (B,) of their transitions, which a cache goes by; see `Batch.key`.
+            now: updates made so far, which the age of what is cached goes by.
+            generator: draws them.
+        """
         if self.cache is None:
-            return self.base.sample(obs, n, generator)
+            return self.base.sample(obs, self.count, generator)
         return self.cache.candidates(
-            self._keys, obs, lambda missing: self.base.sample(missing, n, generator), self._now
+            keys, obs, lambda missing: self.base.sample(missing, self.count, generator), now
         )
 
     @property
@@ -104,14 +118,9 @@ class TargetProposals:
             return {}
         return {key: torch.tensor(number) for key, number in self.cache.metrics().items()}
 
-    def reset(self) -> None:
-        """Targets know no episodes."""
-
-    def commit(self, act: Tensor) -> None:
-        """Nothing is executed."""
-
-    def keep(self, rows: Tensor) -> None:
-        """Nothing is executed."""
+    def networks(self) -> list[nn.Module]:
+        """The student, where there is one."""
+        return [] if self.student is None else [self.student.student]
 
     def state_dict(self) -> dict[str, Any]:
         """The cache's and the student's."""
@@ -127,7 +136,7 @@ class TargetProposals:
 
 
 class StudentProposals:
-    """A `Policy` for targets; see the top of the file.
+    """Candidates by a student, or by the chain of noises that it picks; see the top of the file.
 
     Args:
         base: the teacher; its weights are followed. A flow, or a diffusion policy (by DDIM).

@@ -101,21 +101,21 @@ class Parts(PartClock):
     def __init__(self, agent: EXPO, device: str = "cpu") -> None:
         methods: list[tuple[Any, str, str]] = [
             (agent, "update_critic", "critic_update"),
-            (agent._targets, "sample", "candidates"),
-            (agent._judge, "encode", "score"),
-            (agent._judge, "score", "score"),
-            (agent._judge, "second_opinion", "score"),
+            (agent.targets, "candidates", "candidates"),
+            (agent.judge, "encode", "score"),
+            (agent.judge, "score", "score"),
+            (agent.judge, "second_opinion", "score"),
             (agent.critic, "update", "td"),
             (agent.base, "update", "base_update"),
             (agent.acting(), "sample", "act"),
         ]
         if agent.edit is not None:
             methods += [
-                (agent._backup, "edit", "edit"),
+                (agent.backup, "edit", "edit"),
                 (agent.edit, "update", "edit_update"),
             ]
-        if agent._targets.student is not None:
-            methods.append((agent._targets.student, "update", "student_update"))
+        if agent.targets.student is not None:
+            methods.append((agent.targets.student, "update", "student_update"))
         super().__init__(methods, device)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from genpol.policies.architecture import Architecture
 from genpol.policies.cloning_config import CloneConfig
-from genpol.policies.policy import ChunkPolicy
+from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import Batch
 from offline.data.episodes import Episodes
 from offline.data.training_data import training_spec, wanted_keys
@@ -27,7 +27,6 @@ from offline.networks.normalizer import image_keys
 __all__ = ["CloneConfig", "clone"]
 
 Log = Callable[[int, dict[str, float]], None]
-MAX_GRAD_NORM = 1.0
 HELD_OUT, HELD_OUT_IMAGES = 1024, 128  # chunks that the held-out loss is estimated on
 
 
@@ -71,7 +70,7 @@ def clone(
         policy = _make(episodes, train, config).to(device)
     policy.encoder.normalizer.fit(train.obs_stats)
     average = copy.deepcopy(policy).eval().requires_grad_(False)
-    weights, averaged = list(policy.parameters()), list(average.parameters())
+    weights = list(policy.parameters())
     optimizer = torch.optim.AdamW(
         weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
@@ -100,7 +99,7 @@ def clone(
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
-        follow(averaged, weights, step, config.ema)
+        average.follow(policy, step, config.ema)
         total, count, step = total + loss.detach(), count + 1, step + 1
         if step % config.log_every == 0 or step == config.steps:
             elapsed = time.perf_counter() - since
@@ -121,17 +120,6 @@ def clone(
     average.meta["steps"] = step
     average.meta["metrics"] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     return average
-
-
-@torch.no_grad()
-def follow(averaged: Sequence[Tensor], weights: Sequence[Tensor], step: int, ema: float) -> None:
-    """One step of an exponential moving average, after the gradient step numbered `step` from 0.
-
-    Early on it follows quickly, so that it does not hold on to initial weights:
-    average <- d average + (1 - d) weights,  d = min(ema, (1 + step) / (10 + step)).
-    """
-    decay = min(ema, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged), list(weights), 1 - decay)
 
 
 def learning_rate(step: int, config: CloneConfig) -> float:

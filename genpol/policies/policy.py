@@ -40,6 +40,7 @@ HEADS = {
     "gaussian": GaussianHead,
     "student": StudentHead,
 }
+MAX_GRAD_NORM = 1.0  # in training, by cloning and by imitation
 WEIGHTS, CONFIG, FORMAT = "policy.safetensors", "policy.json", "genpol policy 1"
 
 
@@ -129,6 +130,21 @@ class ChunkPolicy(nn.Module):
             x = self.head.sample(self.encode(obs), n, generator, applied_in(dtype), **short)
         # The copy, made outside, is a plain tensor that autograd can use.
         return x.unflatten(-1, (self.spec.chunk, self.spec.dim)).clone()
+
+    @torch.no_grad()
+    def follow(self, policy: ChunkPolicy, step: int, ema: float) -> None:
+        """Be the moving average of a policy in training, after its gradient step number `step`.
+
+        Early on it follows quickly, so that it does not hold on to initial weights:
+        average <- d average + (1 - d) weights,  d = min(ema, (1 + step) / (10 + step)).
+
+        Args:
+            policy: of the same architecture.
+            step: from 0 on.
+            ema: the decay d that it comes to.
+        """
+        decay = min(ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.parameters()), list(policy.parameters()), 1 - decay)
 
     def mode(self, obs: Obs, generator: Generator | None = None) -> Tensor:
         """Low-noise decoding: (B, H, A), the same every time. See each head for what it is.

@@ -1,35 +1,28 @@
-"""Side trips that training does not notice: random states and module modes stay as they were."""
+"""Random streams: seeding, saving, and evaluations that leave training as it was."""
 
 from __future__ import annotations
 
-import functools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
-
-_LEAVES = (Tensor, np.ndarray, str, bytes, int, float, complex, type(None), type, ModuleType)
-
+from torch import Generator, nn
 
 @contextmanager
-def undisturbed(*things: Any) -> Iterator[None]:
-    """Evaluation inside: every module in eval mode, nothing random moves on.
+def undisturbed(
+    networks: Iterable[nn.Module] = (), generators: Iterable[Generator] = ()
+) -> Iterator[None]:
+    """Evaluation inside: the networks are in eval mode, and nothing random moves on.
 
     Args:
-        things: what is used inside, such as a policy. Every module and random generator that can
-            be reached from them is put back as it was, and so are the global generators.
+        networks: used inside. Each of their modules is put back in the mode that it was in.
+        generators: drawn from inside. They are put back as they were, and so are the global ones.
     """
-    modules, generators = [], []
-    for part in _reachable(things):
-        if isinstance(part, nn.Module):
-            modules.append((part, part.training))
-        elif isinstance(part, (Generator, np.random.Generator, np.random.RandomState)):
-            generators.append((part, _state(part)))
+    modules = [(part, part.training) for network in networks for part in network.modules()]
+    streams = [(generator, generator.get_state()) for generator in generators]
     everywhere = global_random_state()
     try:
         for module, _ in modules:
@@ -38,8 +31,8 @@ def undisturbed(*things: Any) -> Iterator[None]:
     finally:
         for module, training in modules:
             module.training = training
-        for generator, state in generators:
-            _set_state(generator, state)
+        for generator, state in streams:
+            generator.set_state(state)
         set_global_random_state(everywhere)
 
 
@@ -70,47 +63,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-def _reachable(things: Any) -> Iterator[Any]:
-    """Every object that can be reached through attributes, containers, closures and methods."""
-    stack, seen = [things], set()
-    while stack:
-        part = stack.pop()
-        if isinstance(part, _LEAVES) or id(part) in seen:
-            continue
-        seen.add(id(part))
-        yield part
-        if isinstance(part, Mapping):
-            stack.extend(part.values())
-        elif isinstance(part, (list, tuple, set, frozenset)):
-            stack.extend(part)
-        elif isinstance(part, MethodType):
-            stack += [part.__self__, part.__func__]
-        elif isinstance(part, functools.partial):
-            stack += [part.func, part.args, part.keywords]
-        elif isinstance(part, FunctionType):
-            stack.extend(cell.cell_contents for cell in part.__closure__ or () if _filled(cell))
-        elif hasattr(part, "__dict__"):
-            stack.extend(list(vars(part).values()))
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from torch import Tensor
 from genpol.steering.action_units import Units
 from offline.errors import InputError
 from offline.types import Critic, Obs
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What each of several critics makes of the same observations."""
+
+    parts: tuple[Tensor, ...]
+    """(B, F_i) each."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
 
 
 class Composed:
@@ -32,7 +45,7 @@ class Composed:
     """
 
     def __init__(
-        self, critics: Sequence[Critic], weights: Sequence[float], standardize: bool = True
+        self, critics: Sequence[Critic[Tensor]], weights: Sequence[float], standardize: bool = True
     ) -> None:
         if not critics or len(critics) != len(weights):
             raise InputError(
@@ -51,22 +64,16 @@ class Composed:
                 )
             critic.spec.require_scorable(self.spec, critic=f"critic {i}")
         self._units = [Units(self.spec, critic.spec) for critic in critics]
-        self._sizes: list[int] | None = None
 
-    def encode(self, obs: Obs) -> Tensor:
-        """The critics' features side by side: (B, F_1 + F_2 + ...)."""
-        features = [critic.encode(obs) for critic in self.critics]
-        self._sizes = [x.shape[-1] for x in features]
-        return torch.cat(features, -1)
+    def encode(self, obs: Obs) -> SideBySide:
+        """The critics' features of B observations, each critic's by itself."""
+        return SideBySide(tuple(critic.encode(obs) for critic in self.critics))
 
-    def score(self, features: Tensor, act: Tensor) -> Tensor:
-        """(B, F) of `encode` and (B, K, H, A) -> (E_1 E_2 ..., B, K)."""
-        if self._sizes is None:
-            raise RuntimeError("score needs the features of encode")
-        total = features.new_zeros(1, 1, 1)
-        parts = features.split(self._sizes, -1)
+    def score(self, features: SideBySide, act: Tensor) -> Tensor:
+        """Features of B observations and (B, K, H, A) -> (E_1 E_2 ..., B, K)."""
+        total = features.parts[0].new_zeros(1, 1, 1)
         for critic, weight, units, part in zip(
-            self.critics, self.weights, self._units, parts, strict=True
+            self.critics, self.weights, self._units, features.parts, strict=True
         ):
             q = critic.score(part, units.convert(act, act.device))
             if self.standardize:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Generic, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -24,27 +24,45 @@ from genpol.steering.deadline import LatencyMeter, Pace
 from genpol.steering.diversity import WATCHED, DiversityCheck, spread
 from genpol.steering.select import Select
 from offline.errors import InputError
-from offline.types import Critic, Obs, Policy
-
-Edit = Callable[[Obs, Tensor, Generator | None], Tensor]
+from offline.types import Critic, Features, Obs, Policy
 
 
 @dataclass(frozen=True)
-class Decision:
+class Edits:
+    """Further candidates, each a small move of a proposal."""
+
+    act: Tensor
+    """(B, K', H, A), K' a multiple of the proposals K; those of one proposal side by side."""
+    log_prob: Tensor
+    """(B, K') log density of each move."""
+
+
+# (features of B observations, proposals (B, K, H, A), generator) -> edits of them
+Edit = Callable[[Features, Tensor, Generator | None], Edits]
+
+
+@dataclass(frozen=True)
+class Decision(Generic[Features]):
     """One choice of each of B rows. Actions are normalised by the base policy's spec."""
 
     action: Tensor
     """(B, H, A): to be executed as it is."""
     candidates: Tensor
-    """(B, K, H, A): what was scored; the first is a plain sample of the base policy."""
+    """(B, K, H, A): what was scored. First come the base policy's samples, then the edits."""
+    num_base: int
+    """How many of the K are samples of the base policy."""
+    log_prob: Tensor | None
+    """(B, K - num_base) log density of each edit's move; None where nothing is edited."""
     scores: Tensor
     """(B, K): the critics' pessimistic value of each."""
     heads: Tensor
     """(E, B, K): the value of each by each head."""
     chosen: Tensor
-    """(B,) index of `action` in `candidates`."""
+    """(B,) index of `action` in `candidates`; from `num_base` on it is an edit."""
     fell_back: Tensor
     """(B,) bool: the gate refused the choice and took candidate 0."""
+    features: Features
+    """What the critic makes of the observations, for whoever asks it further."""
     unit: Tensor
     """(A,) standard deviations of the data in one unit of a normalised action."""
     num_scored: int
@@ -53,6 +71,11 @@ class Decision:
     """Seconds of "propose", "encode", "score" and "select"."""
 
     # Computed when asked for: a robot waits for the action only.
+
+    @property
+    def value(self) -> Tensor:
+        """(B,) score of the executed candidate."""
+        return self.scores.gather(1, self.chosen[:, None])[:, 0]
 
     @property
     def disagreement(self) -> Tensor:
@@ -78,7 +101,7 @@ def _pick(act: Tensor, chosen: Tensor) -> Tensor:
     return act[torch.arange(len(act), device=act.device), chosen]
 
 
-class Steered:
+class Steered(Generic[Features]):
     """A policy that proposes with `base` and chooses with `score`; itself a `Policy`.
 
     Args:
@@ -87,7 +110,7 @@ class Steered:
             are scored, and executed.
         num_candidates: K; 1 is the base policy itself.
         select: a rule of `genpol.steering.select`.
-        edit: (obs, candidates (B, K, H, A), generator) -> (B, K', H, A), further candidates.
+        edit: moves proposals; its edits are further candidates.
         gate: fall back to candidate 0, a plain sample, where the disagreement exceeds this (in
             units of the value); None never does. See `genpol.steering.tuning`.
         deadline: seconds for a decision. K then depends on how fast the machine is, so results
@@ -103,11 +126,11 @@ class Steered:
     def __init__(
         self,
         base: Policy,
-        score: Critic,
+        score: Critic[Features],
         num_candidates: int,
         select: Select,
         *,
-        edit: Edit | None = None,
+        edit: Edit[Features] | None = None,
         gate: float | None = None,
         deadline: float | None = None,
         check: bool = True,
@@ -149,36 +172,39 @@ class Steered:
 
     # -- deciding
 
-    def decide(self, obs: Obs, generator: Generator | None) -> Decision:
+    def decide(self, obs: Obs, generator: Generator | None) -> Decision[Features]:
         """One pick for each row, with all that led to it."""
         return self._decide(obs, 1, generator)
 
-    def metrics(self) -> dict[str, float]:
-        """Means over all decisions so far; the spread's over a sample of them."""
-        rows = max(self._totals["rows"], 1.0)
-        return {
-            "steer/spread": self._totals["spread"] / max(self._totals["measured"], 1.0),
-            "steer/fell_back": self._totals["fell_back"] / rows,
-            "steer/candidates": self._totals["candidates"] / rows,
-            "steer/latency_p50_ms": 1e3 * self.latency.percentile(50),
-            "steer/latency_p95_ms": 1e3 * self.latency.percentile(95),
-        }
+    def choose(
+        self, obs: Obs, act: Tensor, generator: Generator | None, picks: int = 1
+    ) -> Decision[Features]:
+        """Edit, score and select among proposals that are there already.
 
-    def _decide(self, obs: Obs, n: int, generator: Generator | None) -> Decision:
+        Args:
+            obs: B observations.
+            act: (B, picks * K, H, A), normalised by the base policy's spec.
+            generator: draws edits and choices.
+            picks: of each observation, each out of its own K proposals and their edits.
+
+        Returns:
+            B * picks decisions.
+        """
         started = perf_counter()
-        with torch.no_grad():  # not inference mode: a base policy may keep what it makes
-            act = self._propose(obs, n, generator, started)
+        with torch.inference_mode():
+            features = self.score.encode(obs)  # once, however many candidates
+        encoded = perf_counter()
+        with torch.no_grad():  # not inference mode: a base policy may keep what is executed
+            act, log_prob = self._with_edits(features, act, generator, picks)
             if self.check and act.shape[1] > 1:  # a single candidate is not chosen by its score
                 self._units.require_in_range(act)
             act = self._units.clip(act)  # as the environment does
-        proposed = perf_counter()
+        edited = perf_counter()
         with torch.inference_mode():
-            features = self.score.encode(obs)  # once, however many candidates
-            encoded = perf_counter()
             q = self.score.score(features, self._units.convert(act, features.device))
         q = q.to(act.device)
-        if n > 1:  # (E, B, n K) -> (E, B n, K): from here on every pick is a row of its own
-            q = q.reshape(len(q), -1, act.shape[1] // n)
+        if picks > 1:  # (E, B, n K) -> (E, B n, K): from here on every pick is a row of its own
+            q = q.reshape(len(q), -1, act.shape[1] // picks)
             act = act.reshape(-1, q.shape[-1], *act.shape[2:])
         done = perf_counter()
         values = q.amin(0) if self.ensemble == "min" else q.mean(0)
@@ -191,38 +217,66 @@ class Steered:
         else:
             fell_back = (disagreement(q, chosen) > self.gate) & (chosen != 0)
             chosen = chosen.masked_fill(fell_back, 0)
-        decision = Decision(
-            action=_pick(act, chosen),
+        action = _pick(act, chosen)
+        ended = perf_counter()
+        return Decision(
+            action=action,
             candidates=act,
+            num_base=act.shape[1] - (0 if log_prob is None else log_prob.shape[1]),
+            log_prob=log_prob,
             scores=values,
             heads=q,
             chosen=chosen,
             fell_back=fell_back,
+            features=features,
             unit=self._units.per_std(act.device),
             num_scored=values.shape[-1],
-            timing={},
+            timing={
+                "propose": edited - encoded,
+                "encode": encoded - started,
+                "score": done - edited,
+                "select": ended - done,
+            },
         )
-        ended = perf_counter()
-        decision.timing.update(
-            propose=proposed - started,
-            encode=encoded - proposed,
-            score=done - encoded,
-            select=ended - done,
-        )
+
+    def metrics(self) -> dict[str, float]:
+        """Means over all decisions so far; the spread's over a sample of them."""
+        rows = max(self._totals["rows"], 1.0)
+        return {
+            "steer/spread": self._totals["spread"] / max(self._totals["measured"], 1.0),
+            "steer/fell_back": self._totals["fell_back"] / rows,
+            "steer/candidates": self._totals["candidates"] / rows,
+            "steer/latency_p50_ms": 1e3 * self.latency.percentile(50),
+            "steer/latency_p95_ms": 1e3 * self.latency.percentile(95),
+        }
+
+    def _decide(self, obs: Obs, n: int, generator: Generator | None) -> Decision[Features]:
+        started = perf_counter()
+        with torch.no_grad():  # not inference mode: a base policy may keep what it makes
+            act = self._propose(obs, n, generator, started)
+        proposed = perf_counter()
+        decision = self.choose(obs, act, generator, n)
+        decision.timing["propose"] += proposed - started
         self._count(decision, obs)
         return decision
 
-    def _propose(self, obs: Obs, n: int, generator: Generator | None, started: float) -> Tensor:
-        """(B, n K, H, A), the picks' candidates side by side; base samples before edited ones."""
-        if self.pace is None:
-            act = self._sample(obs, n * self.num_candidates, generator)
-        else:
-            act = self._propose_in_time(obs, n, generator, started, self.pace)
+    def _with_edits(
+        self, features: Features, act: Tensor, generator: Generator | None, picks: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each pick's proposals with their edits behind them (B, picks * (K + K'), H, A), and the
+        edits' log densities (B * picks, K')."""
         if self.edit is None:
-            return act
-        edited = self.edit(obs, act, generator)
-        groups = [x.reshape(len(x), n, -1, *x.shape[2:]) for x in (act, edited)]
-        return torch.cat(groups, 2).flatten(1, 2)
+            return act, None
+        edits = self.edit(features, act, generator)
+        groups = [x.reshape(len(x), picks, -1, *x.shape[2:]) for x in (act, edits.act)]
+        log_prob = edits.log_prob.reshape(len(act) * picks, -1)
+        return torch.cat(groups, 2).flatten(1, 2), log_prob
+
+    def _propose(self, obs: Obs, n: int, generator: Generator | None, started: float) -> Tensor:
+        """(B, n K, H, A), the picks' proposals side by side."""
+        if self.pace is None:
+            return self._sample(obs, n * self.num_candidates, generator)
+        return self._propose_in_time(obs, n, generator, started, self.pace)
 
     def _propose_in_time(
         self, obs: Obs, n: int, generator: Generator | None, started: float, pace: Pace
@@ -251,7 +305,7 @@ class Steered:
             )
         return act if act.shape[2] == self.spec.chunk else act[:, :, : self.spec.chunk]
 
-    def _count(self, decision: Decision, obs: Obs) -> None:
+    def _count(self, decision: Decision[Features], obs: Obs) -> None:
         self.latency.add(decision.timing)
         rows, timing = len(decision.chosen), decision.timing
         if self.pace is not None:

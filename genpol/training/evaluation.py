@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from genpol.reports.stats import wilson
 from genpol.reports.videos import overlay, side_by_side, write_video
@@ -51,14 +51,17 @@ class Evaluator:
         record: int = 0,
         stop: Callable[[], bool] | None = None,
         progress: Callable[[int], None] | None = None,
+        networks: Iterable[nn.Module] = (),
+        generators: Iterable[Generator] = (),
     ) -> tuple[dict[str, float], Rollouts]:
         """One episode on every layout.
 
         Args:
-            policy: its modules are in eval mode meanwhile; all that is random in it is restored.
+            policy: of all episodes.
             record: how many of the episodes to film, the first ones.
             stop: asked at every decision.
             progress: called with the number of episodes that ended.
+            networks, generators: of the policy; see `undisturbed`.
 
         Returns:
             `summarised`, and the episodes.
@@ -67,7 +70,7 @@ class Evaluator:
             Stopped: `stop` said so.
         """
         asked: Any = policy if stop is None else _Stoppable(policy, stop)
-        with undisturbed(policy), self.beside():
+        with undisturbed(networks, generators), self.beside():
             rollouts = run_episodes(
                 asked,
                 self.make_env,

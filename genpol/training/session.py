@@ -182,7 +182,7 @@ class Session:
 
     def evaluate(self, stop: Stop) -> bool:
         """Evaluate and diagnose at the present step; False if stopped, to be done again."""
-        step = self.loop.progress
+        step, agent = self.loop.progress, self.loop.agent
         film = self.videos if step == 0 or step >= self.total else 0
         done = 0
 
@@ -193,7 +193,12 @@ class Session:
 
         try:
             metrics, rollouts = self.evaluator(
-                self.loop.agent.evaluating(), record=film, stop=stop, progress=progress
+                agent.evaluating(),
+                record=film,
+                stop=stop,
+                progress=progress,
+                networks=agent.networks(),
+                generators=agent.generators(),
             )
         except Stopped:
             return False
@@ -215,7 +220,7 @@ class Session:
         loop = self.loop
         if loop.updates == 0:
             return {}
-        with undisturbed(loop.agent):
+        with undisturbed(loop.agent.networks(), loop.agent.generators()):
             return diagnose(loop.agent, loop.replay, loop.mixture, loop.progress)
 
     def save(self) -> None:

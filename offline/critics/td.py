@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from offline.critics.critic_config import CriticConfig
 from offline.critics.losses import td_loss, track
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
@@ -31,6 +33,22 @@ Penalty = Callable[[ValueFunction, Batch, Generator], tuple[Tensor, dict[str, Te
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
     """R + discount * v(s'): (B,), without gradient."""
     return (reward + discount * next_value).detach()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a few heads make of B observations: all that scoring candidates needs."""
+
+    state: Tensor
+    """(B, S) from the encoder, before any head; what edits and actors see."""
+    projected: Tensor
+    """(B, F): `state` through the first layer of the heads."""
+    heads: Tensor | None
+    """(C,) which heads; None is all of them."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.projected.device
 
 
 class Subset:
@@ -45,54 +63,38 @@ class Subset:
     def __init__(self, value: ValueFunction, count: int, generator: Generator) -> None:
         self.value, self.count, self.generator = value, count, generator
         self.spec = value.spec
-        self.heads: Tensor | None = None
-        """(count,) indices of the latest draw; None for all."""
-        self.encoded: Tensor | None = None
-        """(B, encoder.dim) of the latest `encode`, before the heads."""
-        self.shared = False
-        """Whether somebody else calls `observe` for each `encode`: images are encoded once."""
-        self._pending: Obs | None = None
 
-    def encode(self, obs: Obs) -> Tensor:
-        """(B, F): the state's part of freshly drawn heads."""
-        self.heads = draw_heads(self.value.ensemble, self.count, self.generator)
-        self.encoded = self.observe(obs)
-        return self.value.heads.project(self.encoded, self.heads)
+    def encode(self, obs: Obs) -> Encoded:
+        """Draw heads, and encode B observations for them."""
+        heads = draw_heads(self.value.ensemble, self.count, self.generator)
+        state = self.value.encoder(obs)
+        return Encoded(state, self.value.heads.project(state, heads), heads)
 
-    def observe(self, obs: Obs) -> Tensor:
-        """(B, encoder.dim) of the observation alone; where it is `shared`, the second of two calls
-        with the same object gets what the first one computed."""
-        if self._pending is obs and self.encoded is not None:
-            self._pending = None
-            return self.encoded
-        self.encoded = self.value.encoder(obs)
-        self._pending = obs if self.shared else None
-        return self.encoded
+    def score(self, features: Encoded, act: Tensor) -> Tensor:
+        """Features of B observations and (B, K, H, A) -> (count, B, K)."""
+        return self.value.score(features.projected, act, features.heads)
 
-    def score(self, features: Tensor, act: Tensor) -> Tensor:
-        """(B, F) and (B, K, H, A) -> (count, B, K)."""
-        return self.value.score(features, act, self.heads)
-
-    def second_opinion(self, act: Tensor, heads: Tensor | None) -> Tensor:
-        """Score with other heads what was encoded last: (B, K, H, A) -> (count, B, K)."""
-        assert self.encoded is not None, "encode() comes first"
-        return self.value.score(self.value.heads.project(self.encoded, heads), act, heads)
-
-    def others(self, count: int, *, disjoint: bool) -> Tensor | None:
-        """Heads for a second opinion on what the latest ones chose.
+    def second_opinion(self, features: Encoded, act: Tensor, *, disjoint: bool) -> Tensor:
+        """Score with another draw of heads: (B, K, H, A) -> (C, B, K), C at most `count`.
 
         Args:
-            count: how many.
-            disjoint: none of the latest ones, as far as there are others.
+            features: by the heads that had the first opinion.
+            act: what they chose.
+            disjoint: none of these heads again, as far as there are others.
         """
+        heads = self._others(features.heads, disjoint)
+        return self.value.score(self.value.heads.project(features.state, heads), act, heads)
+
+    def _others(self, first: Tensor | None, disjoint: bool) -> Tensor | None:
         ensemble = self.value.ensemble
-        if not disjoint or self.heads is None or len(self.heads) >= ensemble:
-            return draw_heads(ensemble, count, self.generator)
-        latest = set(self.heads.tolist())
-        rest = torch.tensor([e for e in range(ensemble) if e not in latest])
-        return rest[draw_heads(len(rest), count, self.generator, whole=True)]
+        if not disjoint or first is None or len(first) >= ensemble:
+            return draw_heads(ensemble, self.count, self.generator)
+        taken = set(first.tolist())
+        rest = torch.tensor([e for e in range(ensemble) if e not in taken])
+        return rest[draw_heads(len(rest), self.count, self.generator, whole=True)]
 
     def __call__(self, obs: Obs, act: Tensor) -> Tensor:
+        """(B, K, H, A) -> (count, B, K)."""
         return self.score(self.encode(obs), act)
 
 
@@ -130,6 +132,13 @@ class TDCritic:
         self.params = list(value.parameters())
         self.optimizer = torch.optim.Adam(self.params, lr=lr, fused=True)
 
+    @classmethod
+    def of(
+        cls, value: ValueFunction, config: CriticConfig, penalty: Penalty | None = None
+    ) -> TDCritic:
+        """With the rates of a configuration."""
+        return cls(value, lr=config.lr, target_rate=config.target_rate, penalty=penalty)
+
     def update(self, batch: Batch, next_value: Tensor, generator: Generator) -> dict[str, Tensor]:
         """One step towards R + discount * next_value, (B,), and of the target.
 
@@ -157,6 +166,10 @@ class TDCritic:
                 "critic/q_std": q.std(0, correction=0).mean(),
                 "critic/target": y.mean(),
             }
+
+    def networks(self) -> list[nn.Module]:
+        """Critic and target."""
+        return [self.value, self.target]
 
     def state_dict(self) -> dict[str, Any]:
         """Critic, target and optimiser."""

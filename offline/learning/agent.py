@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from offline.data.batch import Batch
 from offline.spec import ActionSpec
@@ -36,6 +36,13 @@ class Agent(Protocol):
     def evaluating(self) -> Policy:
         """What is evaluated and deployed. The same object every time."""
 
+    def networks(self) -> list[nn.Module]:
+        """Every network. While the agent is evaluated they are in eval mode."""
+
+    def generators(self) -> list[Generator]:
+        """The random streams of its own, beside those that it is handed. What an evaluation draws
+        from them is put back."""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that training goes on from: a tree of dictionaries and lists with tensors,
         numbers, strings, booleans and None at its leaves."""
@@ -45,4 +52,52 @@ class Agent(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what a user deploys: `value/` (a `ValueFunction`) and, where there is a policy of
-        our own, `policy/` (loadable by `genpol.policies.load_policy`)."""
+        our own, `policy/` (loadable by `genpol.policies.policy.load_policy`)."""
+
+
+@runtime_checkable
+class HasStateless(Protocol):
+    """An agent whose acting policy may remember its episode."""
+
+    def stateless(self, num_candidates: int | None = None) -> Policy:
+        """What it would do in states of no episode, such as imagined ones.
+
+        Args:
+            num_candidates: to choose from; default as many as in acting.
+        """
+
+
+class Stateful(Protocol):
+    """A part of an agent, such as a critic, a policy in training, a module or an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+Parts = Mapping[str, "Stateful | Generator | list[Generator] | None"]
+
+
+def state_of(parts: Parts) -> dict[str, Any]:
+    """The state of each part by its name: a tree, as `Agent.state_dict` returns it."""
+    state: dict[str, Any] = {}
+    for name, part in parts.items():
+        if isinstance(part, list):
+            state[name] = [stream.get_state() for stream in part]
+        elif isinstance(part, Generator):
+            state[name] = part.get_state()
+        else:
+            state[name] = None if part is None else part.state_dict()
+    return state
+
+
+def load_parts(parts: Parts, state: Mapping[str, Any]) -> None:
+    """Let each part take on its state, in order."""
+    for name, part in parts.items():
+        if isinstance(part, list):
+            for stream, saved in zip(part, state[name], strict=True):
+                stream.set_state(saved)
+        elif isinstance(part, Generator):
+            part.set_state(state[name])
+        elif part is not None:
+            part.load_state_dict(state[name])

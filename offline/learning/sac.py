@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from offline.critics.td import Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.learning.actor_policy import ActorPolicy
+from offline.learning.agent import Parts, load_parts, state_of
 from offline.learning.config import RLConfig
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
@@ -221,19 +222,23 @@ class SAC:
         """tanh(mean)."""
         return self._evaluating
 
+    def _parts(self) -> Parts:
+        return {"critic": self.critic, "actor": self.learner, "draw": self.draw}
+
+    def networks(self) -> list[nn.Module]:
+        return [*self.critic.networks(), self.learner.actor]
+
+    def generators(self) -> list[Generator]:
+        """The stream that heads are drawn from."""
+        return [self.draw]
+
     def state_dict(self) -> dict[str, Any]:
         """Critic, actor, temperature, optimisers and the stream that heads are drawn from."""
-        return {
-            "critic": self.critic.state_dict(),
-            "actor": self.learner.state_dict(),
-            "draw": self.draw.get_state(),
-        }
+        return state_of(self._parts())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned."""
-        self.critic.load_state_dict(state["critic"])
-        self.learner.load_state_dict(state["actor"])
-        self.draw.set_state(state["draw"])
+        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write `value/`, the target critic, and `policy/`, see `ActorPolicy.save`."""

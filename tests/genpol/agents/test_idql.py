@@ -73,7 +73,7 @@ def test_acting_scores_n_proposals_of_the_average_policy():
     decision = learner.acting().decide(obs, generator(2))
     proposals = learner.base.average.sample(obs, 5, generator(2))
     assert torch.equal(decision.candidates, proposals)
-    heads = learner.acting().score.heads
+    heads = decision.features.heads
     scores = learner.critic.target(obs, proposals)[heads].amin(0)
     torch.testing.assert_close(decision.scores, scores)
     assert torch.equal(decision.chosen, decision.scores.argmax(1))

@@ -18,7 +18,7 @@ from fake_steering import (
 )
 
 from genpol.steering.select import argmax, keep_if_better, softmax
-from genpol.steering.steered import Steered
+from genpol.steering.steered import Edits, Steered
 from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 from offline.types import Policy
@@ -168,16 +168,33 @@ def test_the_gate_gives_doubtful_rows_back_to_the_base_policy():
 
 
 def test_edited_candidates_join_the_others():
-    def halve(obs, act, generator):
-        return act / 2
+    def halve(features, act, generator):
+        assert torch.equal(features, states(3)["state"])
+        return Edits(act / 2, act.flatten(2).sum(-1))
 
     base = Uniform()
     steered = Steered(base, Quadratic(), 4, argmax(), edit=halve)
     decision = steered.decide(states(3), seeded())
     assert decision.num_scored == 8
-    assert torch.equal(decision.candidates[:, 4:], decision.candidates[:, :4] / 2)
+    proposals = decision.candidates[:, : decision.num_base]
+    assert decision.num_base == 4 and torch.equal(decision.candidates[:, 4:], proposals / 2)
+    assert torch.equal(decision.log_prob, proposals.flatten(2).sum(-1))
+    assert torch.equal(decision.value, decision.scores.amax(1))
     picks = steered.sample(states(3), 2, seeded())
     assert picks.shape == (3, 2, 1, 1) and base.calls[-1] == 8
+    twice = steered.choose(states(3), base.sample(states(3), 8, seeded()), seeded(), picks=2)
+    assert twice.log_prob.shape == (6, 4) and twice.num_base == 4
+    assert torch.equal(twice.log_prob, twice.candidates[:, :4].flatten(2).sum(-1))
+
+
+def test_choosing_among_given_proposals_asks_the_base_policy_nothing():
+    base = Uniform()
+    steered = Steered(base, Quadratic(), 4, argmax())
+    given = torch.tensor([[-0.9], [0.2], [0.8]]).view(1, 3, 1, 1)
+    decision = steered.choose(states(), given, seeded())
+    assert base.calls == [] and decision.chosen.tolist() == [1] and decision.num_base == 3
+    assert torch.equal(decision.action, given[:, 1]) and decision.log_prob is None
+    assert steered.metrics()["steer/candidates"] == 0  # what nobody executes is not counted
 
 
 def test_it_tells_the_base_policy_what_happens():

@@ -109,16 +109,31 @@ def test_draws_differ_and_are_reproducible():
         seen = []
         for _ in range(20):
             features = few.encode(obs)
-            which = few.heads
+            which = features.heads
             q = few.score(features, act)
             assert q.shape == (2, 2, 3) and which.unique().numel() == 2
             torch.testing.assert_close(q, every[which])
-            torch.testing.assert_close(few.score(features, act), q)  # the same until the next
+            few.encode(obs)  # somebody else asks; these features keep their heads
+            torch.testing.assert_close(few.score(features, act), q)
             seen.append(tuple(which.tolist()))
         runs.append(seen)
     assert runs[0] == runs[1]
     assert len({frozenset(pair) for pair in runs[0]}) > 5
     assert {e for pair in runs[0] for e in pair} == set(range(6))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_second_opinion_is_by_other_heads(count):
+    value, obs, act = value_of(6), {"state": torch.rand(2, 1)}, torch.zeros(2, 3, 1, 1)
+    few, every = Subset(value, count, torch.Generator().manual_seed(5)), value(obs, act)
+    for _ in range(20):
+        features = few.encode(obs)
+        others = few.second_opinion(features, act, disjoint=True)
+        rest = [e for e in range(6) if e not in features.heads.tolist()]
+        assert others.shape == (min(count, len(rest)), 2, 3)
+        for q in others:
+            assert any(torch.allclose(q, every[e], atol=1e-6) for e in rest)
+    assert few.second_opinion(features, act, disjoint=False).shape == (count, 2, 3)
 
 
 def test_a_subset_of_all_draws_nothing():
