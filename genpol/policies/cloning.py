@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import time
 import warnings
 from collections.abc import Callable
 
@@ -17,8 +16,8 @@ from genpol.policies.architecture import Architecture
 from genpol.policies.cloning_config import CloneConfig
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import Batch
+from offline.data.dataset_training import Row, finite, read_parts, take_steps, warn_unseen
 from offline.data.episodes import Episodes
-from offline.data.training_data import training_spec, wanted_keys
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 from offline.networks.images import random_shift
@@ -38,6 +37,7 @@ def clone(
     device: str = "cpu",
     language: Embed | None = None,
     stop: Callable[[], bool] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> ChunkPolicy:
     """Clone a dataset; the same seed gives the same policy.
 
@@ -54,6 +54,7 @@ def clone(
         device: where to train.
         language: embeds the instruction of an episode, such as `offline.networks.language.embed`.
         stop: asked at every step whether to leave early.
+        warn: told what is worth knowing about the dataset, in one line.
 
     Returns:
         The average of the weights on `device`, in eval mode and without gradients, with the last
@@ -65,6 +66,7 @@ def clone(
     """
     config.check()
     train, valid = _read(episodes, config, language)
+    warn_unseen(train, "policy", warn)
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(config.seed)
         policy = _make(episodes, train, config).to(device)
@@ -82,17 +84,14 @@ def clone(
         size = HELD_OUT_IMAGES if images else HELD_OUT
         held_out = valid.sample(size, Generator().manual_seed(0))
 
-    total, count, step, since = torch.zeros((), device=device), 0, 0, time.perf_counter()
-    metrics: dict[str, float] = {}
-    while step < config.steps and not (stop and stop()):
+    def update(step: int) -> dict[str, Tensor]:
         batch = train.sample(config.batch_size, draw)
         obs = {
             key: random_shift(value, config.random_shift, draw) if key in images else value
             for key, value in batch.obs.items()
         }
-        rate = learning_rate(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(step, config)
         obs = {key: value.to(device) for key, value in obs.items()}
         loss = policy.loss(obs, batch.act.to(device), noise).mean()
         optimizer.zero_grad()
@@ -100,25 +99,30 @@ def clone(
         norm = torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         average.follow(policy, step, config.ema)
-        total, count, step = total + loss.detach(), count + 1, step + 1
-        if step % config.log_every == 0 or step == config.steps:
-            elapsed = time.perf_counter() - since
-            metrics = {
-                "clone/loss": float(total) / count,
-                **_held_out(average, held_out, device),
-                "clone/lr": rate,
-                "clone/grad_norm": float(norm),
-                "clone/step_ms": 1e3 * elapsed / count,
-            }
-            if not math.isfinite(metrics["clone/loss"]):
-                raise InputError(
-                    f"cloning diverged at step {step} (its loss is not finite): try a smaller --lr"
-                )
-            if log:
-                log(step, metrics)
-            total, count, since = torch.zeros_like(total), 0, time.perf_counter()
-    average.meta["steps"] = step
-    average.meta["metrics"] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        return {"clone/loss": loss.detach(), "clone/grad_norm": norm}
+
+    def report(row: Row) -> dict[str, float]:
+        metrics = {
+            "clone/loss": row.means["clone/loss"],
+            **_held_out(average, held_out, device),
+            "clone/lr": learning_rate(row.step - 1, config),
+            "clone/grad_norm": float(row.latest["clone/grad_norm"]),
+            "clone/step_ms": 1e3 * row.seconds,
+        }
+        if log:
+            log(row.step, metrics)
+        return metrics
+
+    steps, metrics = take_steps(
+        config.steps,
+        update,
+        report,
+        log_every=config.log_every,
+        loss="clone/loss",
+        learner="cloning",
+        stop=stop,
+    )
+    average.meta |= {"steps": steps, "metrics": finite(metrics)}
     return average
 
 
@@ -154,39 +158,17 @@ def _read(
 ) -> tuple[Transitions, Transitions | None]:
     """Training chunks, and held-out ones where the dataset has a split for them."""
     splits = episodes.splits
-    keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
     train = np.asarray(splits.get("train", np.arange(len(episodes))))
     valid = np.asarray(splits.get("valid", [])) if "train" in splits else np.empty(0)
     if config.filter == "success":
         total = len(train)
-        train = _successful(episodes, train)
-        valid = _successful(episodes, valid)
+        train, valid = _successful(episodes, train), _successful(episodes, valid)
         if not len(train):
             raise InputError(
                 f"none of the {total} training episodes is marked as a success: collect some, or "
                 "clone all with --filter all"
             )
-
-    def read(indices: np.ndarray, gigabytes: float) -> Transitions:
-        return Transitions(
-            episodes,
-            config.action_chunk,
-            spec=training_spec(episodes, config.scale, config.action_chunk),
-            reward="none",
-            indices=np.sort(indices),
-            obs_keys=keys,
-            language=language,
-            memory_limit=int(gigabytes * 2**30),
-        )
-
-    data = read(train, config.memory_gb)
-    if len(data.instructions) > 1 and language is None:
-        warnings.warn(
-            f"the dataset has {len(data.instructions)} instructions, which this policy does not "
-            "see: --language-model shows it them",
-            stacklevel=3,
-        )
-    return data, read(valid, config.memory_gb / 4) if len(valid) else None
+    return read_parts(episodes, config, train, valid, reward="none", language=language)
 
 
 def _successful(episodes: Episodes, indices: np.ndarray) -> np.ndarray:

@@ -5,25 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from offline.data.dataset_config import DatasetConfig
 from offline.option_check import require
 
 
 @dataclass(frozen=True)
-class CloneConfig:
+class CloneConfig(DatasetConfig):
     """Settings of `genpol.policies.cloning.clone`."""
 
     policy: Literal["diffusion", "flow", "gaussian"] = "diffusion"
     """What kind of policy."""
     steps: int = 4000
     """Gradient steps."""
-    batch_size: int = 256
-    """Observations per step."""
-    action_chunk: int = 4
-    """Actions proposed and executed together (H)."""
     filter: Literal["all", "success"] = "all"
     """"success": clone only the episodes that succeeded (filtered cloning)."""
-    seed: int = 0
-    """Of everything random."""
     lr: float = 3e-4
     """Peak learning rate; warmed up, then a cosine to zero."""
     warmup: int = 200
@@ -42,20 +37,6 @@ class CloneConfig:
     """Steps of the chain (diffusion, flow)."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     """How a diffusion policy samples: ancestral, or deterministic given the initial noise."""
-    scale: Literal["bounds", "p01_p99"] = "bounds"
-    """What of an action dimension is mapped to [-1, 1]."""
-    obs_keys: tuple[str, ...] = ()
-    """One-dimensional observations to use; default all."""
-    image_keys: tuple[str, ...] = ()
-    """Images to use; default none."""
-    image_encoder: Literal["small", "resnet34"] = "small"
-    """Network for images."""
-    random_shift: int = 4
-    """Pixels by which images are shifted at random in training."""
-    memory_gb: float = 2.0
-    """Datasets larger than this are streamed."""
-    log_every: int = 100
-    """Steps between logged rows."""
 
     def check(self) -> None:
         """Check every number.
@@ -63,19 +44,10 @@ class CloneConfig:
         Raises:
             InputError: names the option and the range it should be in.
         """
-        for name in (
-            "steps",
-            "batch_size",
-            "action_chunk",
-            "features",
-            "width",
-            "layers",
-            "denoising_steps",
-            "log_every",
-        ):
+        super().check()
+        for name in ("steps", "features", "width", "layers", "denoising_steps"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "memory_gb"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "random_shift", "warmup"):
+        require(self, "lr", self.lr > 0, "above 0")
+        for name in ("weight_decay", "warmup"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
         require(self, "ema", 0 <= self.ema < 1, "at least 0 and below 1")

@@ -18,11 +18,10 @@ from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.critics.value_report import held_out_report
 from offline.data.batch import shifted
+from offline.data.dataset_training import Row, finite, read_parts, take_steps, warn_unseen
 from offline.data.episodes import Episodes
-from offline.data.training_data import training_spec, wanted_keys
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
-from offline.networks.normalizer import image_keys
 
 __all__ = ["ValueConfig", "train_value"]
 
@@ -64,11 +63,7 @@ def train_value(
     config.check()
     train, valid = _read(episodes, config, language)
     spec = train.spec
-    if len(train.instructions) > 1 and language is None:
-        warn(
-            f"the dataset has {len(train.instructions)} instructions, which this critic does not "
-            "see: --language-model shipped shows it them"
-        )
+    warn_unseen(train, "critic", warn)
     if config.reward == "sparse" and train.failures == 0:
         warn(
             "every training episode succeeded: without failures the critic learns how fast, not "
@@ -95,34 +90,30 @@ def train_value(
         learner = LEARNERS[config.critic](value, config)
     draw = Generator().manual_seed(config.seed)
     noise = Generator(device).manual_seed(config.seed + 1)
-    images = image_keys(train.obs_shapes)
 
-    sums: dict[str, Tensor] = {}
-    count = step = 0
-    metrics: dict[str, float] = {}
-    while step < config.steps and not (stop and stop()):
-        batch = train.sample(config.batch_size, draw)
-        if images:
-            batch = shifted(batch, config.random_shift, draw)
-        update = learner.update(batch.to(device), noise)
-        sums = {key: sums.get(key, 0) + number for key, number in update.items()}
-        count, step = count + 1, step + 1
-        if step % config.log_every == 0 or step == config.steps:
-            metrics = {key: float(total) / count for key, total in sums.items()}
-            sums, count = {}, 0
-            if not np.isfinite(metrics["critic/td_loss"]):
-                raise InputError(
-                    f"the critic diverged at step {step} (its TD loss is not finite): "
-                    "try a smaller --lr"
-                )
-            if log and step < config.steps:
-                log(step, metrics)
+    def update(step: int) -> dict[str, Tensor]:
+        batch = shifted(train.sample(config.batch_size, draw), config.random_shift, draw)
+        return learner.update(batch.to(device), noise)
+
+    def report(row: Row) -> dict[str, float]:
+        if log and row.step < config.steps:  # the last row waits for the held-out report
+            log(row.step, row.means)
+        return row.means
+
+    steps, metrics = take_steps(
+        config.steps,
+        update,
+        report,
+        log_every=config.log_every,
+        loss="critic/td_loss",
+        learner="the critic",
+        stop=stop,
+    )
     result = learner.target.eval()
     metrics |= held_out_report(result, valid, seed=config.seed)
     if log:
-        log(step, metrics)
-    result.meta["steps"] = step
-    result.meta["metrics"] = {k: v if np.isfinite(v) else None for k, v in metrics.items()}
+        log(steps, metrics)
+    result.meta |= {"steps": steps, "metrics": finite(metrics)}
     return result
 
 
@@ -140,7 +131,6 @@ def _read(
     episodes: Episodes, config: ValueConfig, language: Embed | None
 ) -> tuple[Transitions, Transitions]:
     """Training and held-out transitions."""
-    keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
     splits = episodes.splits
     if "train" in splits and "valid" in splits and len(splits["valid"]):
         parts = splits["train"], splits["valid"]
@@ -150,23 +140,17 @@ def _read(
         held_out = len(order) // 10 or len(order)  # too few to hold any out: report on them all
         parts = (order[held_out:] if held_out < len(order) else order), order[:held_out]
 
-    def read(indices: np.ndarray, gigabytes: float) -> Transitions:
-        return Transitions(
-            episodes,
-            config.action_chunk,
-            spec=training_spec(episodes, config.scale, config.action_chunk),
-            discount=config.discount,
-            reward=config.reward,
-            indices=np.sort(indices),
-            obs_keys=keys,
-            language=language,
-            memory_limit=int(gigabytes * 2**30),
-        )
-
-    train, valid = read(parts[0], config.memory_gb), read(parts[1], config.memory_gb / 4)
+    train, valid = read_parts(
+        episodes,
+        config,
+        *parts,
+        reward=config.reward,
+        discount=config.discount,
+        language=language,
+    )
     if config.reward == "sparse" and train.successes == 0:
         raise InputError(
             f"none of the {len(train.indices)} training episodes succeeded, so the sparse reward "
             "would be the same everywhere: collect some successes, or use --reward dataset"
         )
-    return train, valid
+    return train, train if valid is None else valid

@@ -95,4 +95,4 @@ def test_bad_input_is_one_line_and_leaves_no_run(demos, tmp_path, capsys):
     assert clone(demos, tmp_path / "done") == 2
     assert "already holds a finished run" in capsys.readouterr().err
     assert main(["clone", "--wandb", "disabled"]) == 2
-    assert "--data is needed" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err
