@@ -14,21 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Generator
 
 from genpol.agents import dsrl
 from genpol.agents.edit import Editor, EditPolicy
 from genpol.policies.policy import load_policy
-from genpol.runs.files import write_beside
 from genpol.steering.select import argmax
 from genpol.steering.steered import Steered
 from offline.critics.td import Encoded, Subset
 from offline.critics.value import ValueFunction
 from offline.errors import InputError
 from offline.learning import actor_policy
+from offline.model_files import load_model, save_model
 from offline.types import Policy
 
 WEIGHTS, CONFIG, FORMAT = "edit.safetensors", "edit.json", "genpol edit policy 1"
@@ -43,7 +41,6 @@ def save_edit(policy: EditPolicy, folder: Path, *, candidates: int, edits: int) 
         candidates: samples of the base policy for each decision (N).
         edits: of each of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     document = {
         "format": FORMAT,
         "features": policy.features,
@@ -53,9 +50,7 @@ def save_edit(policy: EditPolicy, folder: Path, *, candidates: int, edits: int) 
         "candidates": candidates,
         "edits": edits,
     }
-    tensors = {name: value.detach().contiguous() for name, value in policy.state_dict().items()}
-    write_beside(folder / WEIGHTS, safetensors.torch.save(tensors))
-    write_beside(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+    save_model(folder, WEIGHTS, policy, CONFIG, document)
 
 
 def load_edit(folder: Path, *, device: str = "cpu") -> tuple[EditPolicy, dict[str, Any]]:
@@ -64,10 +59,8 @@ def load_edit(folder: Path, *, device: str = "cpu") -> tuple[EditPolicy, dict[st
     Raises:
         InputError: a file is missing or torn.
     """
+    document, weights = load_model(folder, WEIGHTS, CONFIG, kind="edit policy", form=FORMAT)
     try:
-        document = json.loads((folder / CONFIG).read_text("utf-8"))
-        if document.get("format") != FORMAT:
-            raise ValueError(f'its format is {document.get("format")!r}, not "{FORMAT}"')
         policy = EditPolicy(
             document["features"],
             document["action"],
@@ -75,8 +68,8 @@ def load_edit(folder: Path, *, device: str = "cpu") -> tuple[EditPolicy, dict[st
             scale=1.0,
             clip=document["clip"],
         )
-        policy.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        policy.load_state_dict(weights)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read the edit policy in {folder}: {reason}") from error
     return policy.to(device).eval().requires_grad_(False), document

@@ -52,8 +52,8 @@ def dataset_run(
             result cannot be written.
     """
     from genpol.runs.device import pick_device
-    from genpol.runs.files import disk_errors
     from genpol.training.run_folder import training_run
+    from offline.files import disk_errors
     from offline.networks.language import embedder
     from robots.datasets.open import open_dataset
 

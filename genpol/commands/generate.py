@@ -71,7 +71,7 @@ def run(config: Generate) -> None:
     from diffusion.pipelines import load_lora, load_pipeline
     from diffusion.rewards import load_reward
     from genpol.runs.device import pick_device
-    from genpol.runs.files import disk_errors
+    from offline.files import disk_errors
 
     for name in ("images_per_prompt", "best_of", "batch"):
         if getattr(config, name) < 1:
@@ -154,7 +154,7 @@ def draw_batch(
     """Draw, choose and save some images; returns their rows of images.csv."""
     import torch
 
-    from genpol.runs.files import write_beside
+    from offline.files import write_beside
 
     k = config.best_of
     seeds = [config.seed + first * k + i for i in range(len(prompts) * k)]
@@ -204,7 +204,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
     import io
 
-    from genpol.runs.files import write_beside
+    from offline.files import write_beside
 
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from genpol.runs.files import disk_errors
+from offline.files import disk_errors, sync_path
 
 if TYPE_CHECKING:
     from diffusion.pipelines import ImagePolicy
@@ -41,7 +41,9 @@ def save_weights(policy: ImagePolicy, output: Path) -> Path:
             os.umask(mask)
             for file in sorted(temporary.iterdir()):
                 file.chmod(0o666 & ~mask)  # safetensors writes files for the owner alone
+                sync_path(file)
                 os.replace(file, target / file.name)
+            sync_path(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target

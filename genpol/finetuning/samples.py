@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genpol.reports.grids import to_pil
-from genpol.runs.files import disk_errors, write_beside
+from offline.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
     from diffusion.finetune import Evaluation

@@ -9,14 +9,11 @@ F features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from genpol.policies.architecture import Architecture
@@ -25,8 +22,8 @@ from genpol.policies.flow import FlowHead
 from genpol.policies.gaussian import GaussianHead
 from genpol.policies.one_step import StudentHead
 from genpol.policies.precision import applied_in
-from genpol.runs.files import write_beside
 from offline.errors import InputError, SpecError, did_you_mean
+from offline.model_files import load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.linear import Linear
 from offline.networks.normalizer import check_obs
@@ -217,9 +214,7 @@ class ChunkPolicy(nn.Module):
     # -- files
 
     def save(self, folder: str | Path) -> Path:
-        """Write both files, each beside and renamed, so that a kill leaves none torn."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write both files; the folder holds the old policy or the new one, whatever happens."""
         document = {
             "format": FORMAT,
             "kind": self.kind,
@@ -229,11 +224,7 @@ class ChunkPolicy(nn.Module):
             "architecture": self.architecture.to_dict(),
             "meta": self.meta,
         }
-        text = json.dumps(document, indent=2) + "\n"  # before anything is written
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-        write_beside(folder / WEIGHTS, safetensors.torch.save(tensors))
-        write_beside(folder / CONFIG, text.encode())
-        return folder
+        return save_model(folder, WEIGHTS, self, CONFIG, document)
 
 
 def load_policy(folder: str | Path, *, device: str = "cpu") -> ChunkPolicy:
@@ -245,13 +236,8 @@ def load_policy(folder: str | Path, *, device: str = "cpu") -> ChunkPolicy:
         InputError: no such folder, something else in it, or a torn file.
     """
     folder = _find(Path(folder))
-    for name in (WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing: was the folder copied whole?")
+    document, weights = load_model(folder, WEIGHTS, CONFIG, kind="policy", form=FORMAT)
     try:
-        document = json.loads((folder / CONFIG).read_text("utf-8"))
-        if document.get("format") != FORMAT:
-            raise ValueError(f'its format is {document.get("format")!r}, not "{FORMAT}"')
         policy = ChunkPolicy(
             document["kind"],
             ActionSpec.from_dict(document["spec"]),
@@ -260,8 +246,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu") -> ChunkPolicy:
             meta=document["meta"],
             architecture=Architecture(**document["architecture"]),
         )
-        weights = safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the policy in {folder}: {error}") from error
     try:
         policy.load_state_dict(weights)

@@ -7,7 +7,6 @@ displacement summed over the chunk, seen from above (first two action dimensions
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from offline.errors import InputError
+from offline.files import beside
 
 Frames = NDArray[np.uint8]  # (T, height, width, 3)
 BLUE, GREY, INK, PAPER = (10, 102, 194), (168, 168, 174), (29, 29, 31), (255, 255, 255)
@@ -64,29 +64,24 @@ def write_video(path: Path, frames: Frames | Sequence[np.ndarray], fps: int = 20
         )
         return _write_gif(path.with_suffix(".gif"), film, fps)
     even = film[:, : film.shape[1] // 2 * 2, : film.shape[2] // 2 * 2]  # the codec's condition
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with beside(path) as partial:
         imageio.mimwrite(
             partial, list(even), fps=fps, codec="libx264", quality=7, macro_block_size=2
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
 def _write_gif(path: Path, film: Frames, fps: int) -> Path:
     pictures = [Image.fromarray(frame).quantize(128) for frame in film]
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    pictures[0].save(
-        partial,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=round(1000 / fps),
-        loop=0,
-    )
-    os.replace(partial, path)
+    with beside(path) as partial:
+        pictures[0].save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=round(1000 / fps),
+            loop=0,
+        )
     return path
 
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.errors import InputError
-from genpol.runs.files import disk_errors, sync_path
+from offline.errors import InputError
+from offline.files import disk_errors, sync_path
 
 _NAME = re.compile(r"step-(\d+)(\.old)?")
 

@@ -10,7 +10,7 @@ def pick_device(asked: str | None) -> str:
     """
     import torch
 
-    from diffusion.errors import InputError
+    from offline.errors import InputError
 
     if asked is None:
         return "cuda" if torch.cuda.is_available() else "cpu"

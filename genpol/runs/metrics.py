@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusion.errors import InputError
-from genpol.runs.files import write_beside
+from offline.errors import InputError
+from offline.files import write_beside
 
 
 class MetricsCsv:

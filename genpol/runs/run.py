@@ -29,10 +29,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from diffusion.errors import InputError
+from offline.errors import InputError
 from genpol import __version__
 from genpol.runs import checkpoints
-from genpol.runs.files import disk_errors, write_beside
+from offline.files import disk_errors, write_beside
 from genpol.runs.interrupts import InterruptGuard
 from genpol.runs.metrics import MetricsCsv
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from genpol.reports.page import Panel, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, wilson
-from genpol.runs.files import write_beside
 from genpol.steering.result import TITLES, SteerResult
+from offline.files import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

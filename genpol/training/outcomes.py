@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genpol.runs.files import write_beside
 from genpol.steering.paired_episodes import Rollouts
+from offline.files import write_beside
 
 _NAME = re.compile(r"step-(\d+)\.csv")
 _COLUMNS = ["episode", "seed", "success", "return", "length"]

@@ -13,10 +13,10 @@ import numpy as np
 
 from genpol.reports.page import Panel, code, duration, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, paired_difference, paired_outcomes
-from genpol.runs.files import write_beside
 from genpol.steering.report import film
 from genpol.training.curves import diagnostic_charts, evaluation_chart, known, model_charts
 from genpol.training.record import TrainRecord, commands, read_run
+from offline.files import write_beside
 
 CHOOSING = ("expo", "bestofn", "idql")  # agents whose films show candidates and their values
 _FILM = re.compile(r"step-(\d+)-episode-(\d+)\.(?:mp4|gif)")

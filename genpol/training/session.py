@@ -14,7 +14,6 @@ from typing import Any
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.diagnostics import diagnose
-from genpol.runs.files import disk_errors
 from genpol.runs.metrics import MetricsCsv
 from genpol.runs.rng import (
     global_random_state,
@@ -26,6 +25,7 @@ from genpol.runs.state_tree import flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
 from offline.errors import InputError
+from offline.files import disk_errors
 from offline.learning.loop import Loop
 
 Stop = Callable[[], bool]

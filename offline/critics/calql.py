@@ -19,26 +19,23 @@ Shape legend: E heads, B batch, n actions.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.losses import td_loss, track
+from offline.critics.losses import follow, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
 from offline.networks.heads import TanhGaussian
 
 
-def td_target(
-    reward_B: Tensor, discount_B: Tensor, next_q_EBn: Tensor, backup: str = "max"
-) -> Tensor:
-    """y = R + discount * min_e max_j Q_e(s', a'_j): (B,); the mean over j with backup "mean"."""
-    next_q_EB = next_q_EBn.amax(-1) if backup == "max" else next_q_EBn.mean(-1)
-    return reward_B + discount_B * next_q_EB.amin(0)
+def next_value(q_EBn: Tensor, backup: str = "max") -> Tensor:
+    """v(s') = min_e max_j Q_e(s', a'_j): (B,); the mean over j with backup "mean"."""
+    q_EB = q_EBn.amax(-1) if backup == "max" else q_EBn.mean(-1)
+    return q_EB.amin(0)
 
 
 def calibrated(q_EBn: Tensor, mc_return_B: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ class CalQL:
     def __init__(self, value: ValueFunction, config: ValueConfig) -> None:
         self.config = config
         self.critic = value
-        self.target = copy.deepcopy(value).requires_grad_(False)
+        self.target = target_of(value)
         device = next(value.parameters()).device
         self.act_dim = value.spec.chunk * value.spec.dim
         self.actor = TanhGaussian(value.encoder.dim, self.act_dim, config.hidden).to(device)
@@ -98,8 +95,8 @@ class CalQL:
         act_pi, act_next = act_2Bn.detach().unflatten(-1, shape).chunk(2)
         log_pi, log_next = log_prob_2Bn.detach().chunk(2)
         with torch.no_grad():
-            next_q = target(batch.next_obs, act_next)
-            y = td_target(batch.reward, batch.discount, next_q, self.config.cql_backup)
+            next_v = next_value(target(batch.next_obs, act_next), self.config.cql_backup)
+            y = td_target(batch.reward, batch.discount, next_v)
             if self.bounds is not None:
                 y = y.clamp(*self.bounds)
 
@@ -127,22 +124,18 @@ class CalQL:
 
         _step(self.actor_optimizer, self.params[1], actor)
         _step(self.critic_optimizer, self.params[0], loss)
-        critic.tighten()
         entropy = -log_prob.detach().mean()
         _step(
             self.temperature_optimizer,
             [self.log_temperature],
             self.log_temperature * (entropy + self.act_dim),  # target entropy: -H * A
         )
-        track(self.target, critic, self.config.target_rate)
-        return {
-            "critic/td_loss": td.detach().mean(),
+        follow(target, critic, self.config.target_rate)
+        return td_metrics(td, q_data, y) | {
             "critic/cql_gap": gap.detach().mean(),
             "critic/loss": loss.detach(),
-            "critic/q_data": q_data.detach().mean(),
             "critic/q_uniform": q_uniform.detach().mean(),
             "critic/q_policy": q_policy.detach().mean(),
-            "critic/target": y.mean(),
             "critic/calibration": (q_policy.detach() < batch.mc_return[:, None]).float().mean(),
             "actor/entropy": entropy,
             "actor/temperature": temperature,

@@ -9,12 +9,10 @@ what it merely extrapolates; Cal-QL is the safer default for steering.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.losses import td_loss, track
+from offline.critics.losses import follow, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
@@ -38,7 +36,7 @@ class IQL:
     def __init__(self, value: ValueFunction, config: ValueConfig) -> None:
         self.config = config
         self.critic = value
-        self.target = copy.deepcopy(value).requires_grad_(False)
+        self.target = target_of(value)
         device = next(value.parameters()).device
         self.state_value = mlp(value.encoder.dim, config.hidden, 1).to(device)
         params = [*value.parameters(), *self.state_value.parameters()]
@@ -51,7 +49,7 @@ class IQL:
         with torch.no_grad():
             next_v = self.state_value(self.critic.encoder(batch.next_obs)).squeeze(-1)
             target_q = self.target(batch.obs, chunks)[..., 0].amin(0)
-        y = batch.reward + batch.discount * next_v
+        y = td_target(batch.reward, batch.discount, next_v)
         q = self.critic.score(self.critic.heads.project(features), chunks)[..., 0]
         v = self.state_value(features.detach()).squeeze(-1)  # images are learnt through Q
         td = td_loss(q, y)
@@ -59,12 +57,8 @@ class IQL:
         self.optimizer.zero_grad()
         (td.mean(1).sum() + expectile.mean()).backward()
         self.optimizer.step()
-        self.critic.tighten()
-        track(self.target, self.critic, self.config.target_rate)
-        return {
-            "critic/td_loss": td.detach().mean(),
+        follow(self.target, self.critic, self.config.target_rate)
+        return td_metrics(td, q, y) | {
             "critic/expectile_loss": expectile.detach().mean(),
-            "critic/q_data": q.detach().mean(),
             "critic/v": v.detach().mean(),
-            "critic/target": y.mean(),
         }

@@ -22,17 +22,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from offline.critics.critic_config import CriticConfig
-from offline.critics.losses import td_loss, track
+from offline.critics.losses import td_loss, td_target, track
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.types import Obs
 
 Penalty = Callable[[ValueFunction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
-
-
-def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
-    """R + discount * v(s'): (B,), without gradient."""
-    return (reward + discount * next_value).detach()
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,15 @@ FOLDER/config.json         action spec, environment, observation shapes, archite
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from offline.errors import InputError, SpecError
+from offline.model_files import load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.ensemble import Dtype, StackedHeads
 from offline.networks.heads import CriticHeads
@@ -160,9 +157,7 @@ class ValueFunction(nn.Module):
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Write both files, each beside and renamed, so that a kill leaves none torn."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write both files; the folder holds the old critic or the new one, whatever happens."""
         document = {
             "format": FORMAT,
             "env": self.env,
@@ -171,10 +166,7 @@ class ValueFunction(nn.Module):
             "architecture": self.architecture,
             "meta": self.meta,
         }
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-        write_beside(folder / WEIGHTS, safetensors.torch.save(tensors))
-        write_beside(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
-        return folder
+        return save_model(folder, WEIGHTS, self, CONFIG, document)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> ValueFunction:
@@ -186,10 +178,8 @@ class ValueFunction(nn.Module):
             InputError: no such folder, or something else in it.
         """
         folder = _find(Path(folder))
+        document, weights = load_model(folder, WEIGHTS, CONFIG, kind="value function", form=FORMAT)
         try:
-            document = json.loads((folder / CONFIG).read_text("utf-8"))
-            if document.get("format") != FORMAT:
-                raise ValueError(f'its format is {document.get("format")!r}, not "{FORMAT}"')
             value = cls(
                 ActionSpec.from_dict(document["spec"]),
                 {key: tuple(shape) for key, shape in document["obs_shapes"].items()},
@@ -197,10 +187,8 @@ class ValueFunction(nn.Module):
                 meta=document["meta"],
                 **document["architecture"],
             )
-            value.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename} is missing: was the folder copied whole?") from None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            value.load_state_dict(weights)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"cannot read the value function in {folder}: {error}") from error
         return value.to(device).eval().requires_grad_(False)
 
@@ -219,12 +207,3 @@ def _find(folder: Path) -> Path:
             return place
     hint = ": did that run finish?" if (folder / CONFIG).is_file() else ""
     raise InputError(f"{folder} holds no value function (no {WEIGHTS}){hint}")
-
-
-def write_beside(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

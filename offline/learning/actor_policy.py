@@ -8,18 +8,15 @@ Shape legend: B observations, n candidates, H action chunk, A action dimension, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
-from offline.critics.value import write_beside
 from offline.errors import InputError
+from offline.model_files import load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import check_obs
@@ -108,9 +105,7 @@ class ActorPolicy(nn.Module):
     # -- files
 
     def save(self, folder: str | Path, *, kind: str = KIND) -> Path:
-        """Write both files, each beside and renamed; `kind` says what its chunks mean."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write both files, the old ones or the new; `kind` says what its chunks mean."""
         document = {
             "format": FORMAT,
             "kind": kind,
@@ -120,11 +115,7 @@ class ActorPolicy(nn.Module):
             "architecture": self.architecture,
             "meta": self.meta,
         }
-        text = json.dumps(document, indent=2) + "\n"  # before anything is written
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-        write_beside(folder / WEIGHTS, safetensors.torch.save(tensors))
-        write_beside(folder / CONFIG, text.encode())
-        return folder
+        return save_model(folder, WEIGHTS, self, CONFIG, document)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu", kind: str = KIND) -> ActorPolicy:
@@ -134,11 +125,10 @@ class ActorPolicy(nn.Module):
             InputError: a file is missing or torn, or holds another kind of policy.
         """
         folder = Path(folder)
+        document, weights = load_model(folder, WEIGHTS, CONFIG, kind="policy", form=FORMAT)
         try:
-            document = json.loads((folder / CONFIG).read_text("utf-8"))
-            found = document.get("format"), document.get("kind")
-            if found != (FORMAT, kind):
-                raise ValueError(f"it is {found[1]!r} in format {found[0]!r}, not {kind!r}")
+            if document.get("kind") != kind:
+                raise ValueError(f"it is {document.get('kind')!r}, not {kind!r}")
             sizes = document["architecture"]
             spec, hidden = ActionSpec.from_dict(document["spec"]), tuple(sizes["hidden"])
             shapes = {key: tuple(shape) for key, shape in document["obs_shapes"].items()}
@@ -152,10 +142,7 @@ class ActorPolicy(nn.Module):
                 meta=document["meta"],
                 image_encoder=sizes["image_encoder"],
             )
-            weights = safetensors.torch.load_file(folder / WEIGHTS)
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename} is missing: was the folder copied whole?") from None
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"cannot read the policy in {folder}: {error}") from error
         try:
             policy.load_state_dict(weights)

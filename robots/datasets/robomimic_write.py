@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from offline.data.episodes import Episode
 from offline.errors import InputError
+from offline.files import disk_errors, sibling, sync_path
 from offline.spec import ActionSpec
 from robots.datasets.hdf5 import as_observation, import_h5py, plain
 from robots.datasets.statistics import ActionStatistics, ContentHash
@@ -53,7 +53,7 @@ class Hdf5Writer:
         self.splits: dict[str, np.ndarray] = {}
         """Indices of episodes by the mask's name; set it before leaving."""
         self._attrs = {"env_args": env_args, "genpol_meta": meta or {}, **(attrs or {})}
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._temporary = sibling(self.path)
         self._statistics, self._hash = ActionStatistics(), ContentHash()
         self._count = self._total = 0
         self._successes: set[int] = set()
@@ -83,12 +83,9 @@ class Hdf5Writer:
                 with self._disk_errors():
                     self._finish()
                     self._file.close()
-                    descriptor = os.open(self._temporary, os.O_RDONLY)
-                    try:
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
+                    sync_path(self._temporary)
                     os.replace(self._temporary, self.path)
+                    sync_path(self.path.parent)
         finally:
             try:
                 self._file.close()
@@ -170,15 +167,8 @@ class Hdf5Writer:
         if won and "success" not in self.splits:
             self._file["mask/success"] = np.array(won, dtype="S")
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())[:160]
-            raise InputError(
-                f'cannot write "{self.path}": {reason}. Free some space, or write elsewhere'
-            ) from error
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(f'cannot write "{self.path}"', "Free some space, or write elsewhere")
 
 
 def draw_splits(episodes: int, valid_fraction: float, seed: int) -> dict[str, np.ndarray]:

@@ -36,8 +36,8 @@ class Demo:
 def run(config: Demo) -> None:
     """Run every part and write OUTPUT/index.html; stops without a page when interrupted."""
     from genpol.reports.page import page
-    from genpol.runs.files import disk_errors, write_beside
     from genpol.runs.quiet import hush
+    from offline.files import disk_errors, write_beside
 
     hush()
     panels: list[Panel] = []

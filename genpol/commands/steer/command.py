@@ -56,10 +56,10 @@ def steer(config: Steer) -> SteerResult:
         InputError: for what a user can mend; nothing has been written then.
     """
     from genpol.commands.steer.inputs import WithLanguage, embed, load_policy, load_values, tuned
-    from genpol.runs.files import disk_errors
     from genpol.runs.run import Run
     from genpol.steering.report import write_report
     from genpol.steering.session import Arms, make_select, result
+    from offline.files import disk_errors
     from robots.envs.make import make_env
 
     check(config)
@@ -171,7 +171,7 @@ def write_episodes(found: SteerResult, path: Path) -> None:
     import csv
     import io
 
-    from genpol.runs.files import write_beside
+    from offline.files import write_beside
 
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from diffusion.errors import InputError
+from offline.errors import InputError
 from genpol.runs import checkpoints
 STATE = {"epoch": 3, "rng": [1, 2**63], "beta": 0.1 + 0.2}
 
@@ -149,7 +149,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from genpol.runs import checkpoints
-from diffusion.errors import InputError
+from offline.errors import InputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 big_tensor, big_state = {"w": torch.zeros(10_000)}, {"x": "y" * 10_000}
 for tensors, state in [(big_tensor, {}), ({}, big_state)]:

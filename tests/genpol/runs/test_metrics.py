@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from diffusion.errors import InputError
+from offline.errors import InputError
 from genpol.runs.metrics import MetricsCsv
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from diffusion.errors import InputError
+from offline.errors import InputError
 from genpol.runs.run import InterruptGuard, Run, read_config
 
 CONFIG = {"reward": "jpeg_compressibility", "epochs": 10, "beta": 3e-5, "seed": None}
@@ -141,7 +141,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from genpol.runs.run import Run
-from diffusion.errors import InputError
+from offline.errors import InputError
 with Run(Path(sys.argv[1]), {}, command="finetune", wandb="disabled") as run:
     run.log(1, {"loss": 1.0})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from offline.critics.calql import td_target
+from offline.critics.calql import next_value
+from offline.critics.losses import td_target
 from offline.networks.heads import TanhGaussian
 
 
@@ -56,5 +57,6 @@ def test_backups_by_hand():
     """y = R + discount * min over heads of the max, or the mean, over the policy's actions."""
     next_q = torch.tensor([[[-3.0, -5.0]], [[-6.0, -1.0]]])
     reward, discount = torch.tensor([-1.0]), torch.tensor([0.5])
-    assert td_target(reward, discount, next_q).item() == pytest.approx(-1 + 0.5 * -3)
-    assert td_target(reward, discount, next_q, "mean").item() == pytest.approx(-1 + 0.5 * -4)
+    best, mean = (next_value(next_q, backup) for backup in ("max", "mean"))
+    assert td_target(reward, discount, best).item() == pytest.approx(-1 + 0.5 * -3)
+    assert td_target(reward, discount, mean).item() == pytest.approx(-1 + 0.5 * -4)

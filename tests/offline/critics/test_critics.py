@@ -6,9 +6,9 @@ import pytest
 import torch
 from toy_data import ListEpisodes, line_data, spec
 
-from offline.critics.calql import CalQL, actor_loss, calibrated, cql_gap, td_target
+from offline.critics.calql import CalQL, actor_loss, calibrated, cql_gap, next_value
 from offline.critics.iql import IQL, expectile_loss
-from offline.critics.losses import td_loss, track
+from offline.critics.losses import td_loss, td_target, track
 from offline.critics.train_value import ValueConfig, train_value
 from offline.critics.value import ValueFunction
 from offline.critics.value_report import auc
@@ -34,7 +34,7 @@ def test_expectile_minimiser_of_two_points():
 def test_td_target_by_hand():
     next_q = torch.tensor([[[-3.0, -5.0], [-1.0, -2.0]], [[-6.0, -4.0], [-9.0, -1.0]]])
     # the best action of each head: (-3, -1) and (-4, -1); the lesser head: (-4, -1)
-    y = td_target(torch.tensor([-1.0, 0.0]), torch.tensor([0.5, 0.0]), next_q)
+    y = td_target(torch.tensor([-1.0, 0.0]), torch.tensor([0.5, 0.0]), next_value(next_q))
     torch.testing.assert_close(y, torch.tensor([-3.0, 0.0]))
     torch.testing.assert_close(td_loss(torch.tensor([[-1.0, 0.0]]), y), torch.tensor([[2.0, 0.0]]))
 
