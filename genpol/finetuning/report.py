@@ -19,7 +19,7 @@ from genpol.reports.page import Pair, Panel, code, duration, figure, pairs, para
 Floats = NDArray[np.float64]
 CHECKER, GOLD, WHOLLY = "attributes_hard", "gold", "gold_wholly"
 ROWS = {  # the table's rows
-    "reward": "training reward (the training checker's graded opinion)",
+    "reward": "training reward (the training checker's probabilities)",
     CHECKER: "attributes right, by the training checker",
     GOLD: "attributes right, by the gold checker",
     WHOLLY: "pictures right in everything, by the gold checker",
@@ -59,7 +59,7 @@ def finetune_panels(folder: Path, model_folder: str) -> list[Panel]:
     return [
         Panel("Fine-tuning an image pipeline on a reward", story(run)),
         Panel("Reward while training", curves(run)),
-        Panel("Before and after, on prompts it never trained on", comparison(run)),
+        Panel("Before and after, on held-out prompts", comparison(run)),
         Panel("The same prompts and seeds, before and after", gallery(run)),
         Panel("Where the weights are", weights(run, model_folder)),
     ]
@@ -111,15 +111,15 @@ def story(run: RunRecord) -> str:
                 "The reward is a small neural network, the training checker, that looks at a "
                 "picture and says how likely each requested attribute (shape, colour, size, "
                 "texture, place) is there. PRDP (arXiv 2402.08714) draws several pictures of each "
-                "prompt, and moves the pipeline so that differences in its log-probabilities "
-                "predict differences in reward. Only a LoRA was trained, a small addition to the "
+                "prompt. It changes the pipeline so that differences in log-probability "
+                "predict differences in reward. Only a LoRA was trained: a small addition to the "
                 "UNet's weights."
             ),
             paragraph(
-                f"Here it drew and learnt from {images:,} pictures in {rounds} rounds, {took} in "
-                f"all, evaluations included. On {n} held-out prompts, the share of requested "
-                f"attributes that the picture shows went from {start:.1%} to {end:.1%}. That is "
-                "the judgement of the gold checker: rules on pixels, written separately from the "
+                f"This run drew and learnt from {images:,} pictures in {rounds} epochs. It took "
+                f"{took}, with evaluations. On {n} held-out prompts, the share of requested "
+                f"attributes that the picture shows went from {start:.1%} to {end:.1%}. The gold "
+                "checker measured that share: rules on pixels, written separately from the "
                 "training checker and never trained on."
             ),
         ]
@@ -165,9 +165,9 @@ def curves(run: RunRecord) -> str:
     chart.savefig(buffer, format="png")
     held_out = min(count, len(run.before.prompts))
     caption = (
-        f"Left: mean score of each round's pictures, and of {held_out} held-out prompts with fixed "
-        "seeds. Right: how far the pipeline has moved from the original, "
-        f"{kl[np.isfinite(kl)][-1]:.1f} nats per picture in the last round."
+        f"Left: mean score of each epoch's pictures, and of {held_out} held-out prompts with fixed "
+        "seeds. Right: KL divergence from the original pipeline, "
+        f"{kl[np.isfinite(kl)][-1]:.1f} nats per picture in the last epoch."
     )
     return figure(buffer.getvalue(), caption)
 
@@ -185,8 +185,8 @@ def comparison(run: RunRecord) -> str:
     head = ["held-out score", "before, %", "after, %", "gain, points"]
     note = (
         f"{len(run.before.prompts)} prompts, one picture each, the same seeds before and after. In "
-        "brackets: 95 % intervals over prompts (bootstrap); the gain's is of paired differences. "
-        "They do not include the variation between training seeds."
+        "brackets: 95 % bootstrap intervals over prompts; for the gain, over paired differences. "
+        "The intervals do not include the variation between training seeds."
     )
     return "\n".join([table(head, rows), paragraph(agreement(run)), paragraph(note, "note")])
 
@@ -196,19 +196,19 @@ def agreement(run: RunRecord) -> str:
     checker = run.after.scores[CHECKER] - run.before.scores[CHECKER]
     gold = run.after.scores[GOLD] - run.before.scores[GOLD]
     if checker.mean() <= 0:
-        return "The training checker sees no gain in attributes, so there is none to confirm."
+        return "The training checker sees no gain in attributes, so there is no gain to confirm."
     share = float(unseen_share(checker.mean(), gold.mean()))
     low, high = bootstrap(unseen_share, checker, gold)
     seen = (
-        f"Training against a checker may teach what pleases that checker alone. Here it sees a "
-        f"gain of {points(checker.mean())} points, and the gold checker one of "
+        f"A policy trained on a checker can learn to exploit that checker's errors. The training "
+        f"checker sees a gain of {points(checker.mean())} points, and the gold checker one of "
         f"{points(gold.mean())}. "
     )
     if share <= 0:
-        return seen + "The gold checker sees all of the gain: none is the training checker's alone."
+        return seen + "The gold checker sees all of the gain."
     return seen + (
-        f"So {share:.0%} of the gain (95 % interval {low:.0%} to {high:.0%}) is seen only by the "
-        "training checker; the rest is real by separate rules."
+        f"Only the training checker sees {share:.0%} of the gain (95 % interval {low:.0%} to "
+        f"{high:.0%}). The gold checker confirms the rest."
     )
 
 
@@ -228,8 +228,8 @@ def gallery(run: RunRecord) -> str:
     ]
     words = (
         "In each pair, left is the original pipeline and right the fine-tuned one, from the same "
-        "noise. These are simply the first held-out prompts, not chosen. The number is the share "
-        "of requested attributes that the gold checker finds."
+        "noise. These are the first held-out prompts; they were not chosen. The number is the "
+        "share of requested attributes that the gold checker finds."
     )
     return paragraph(words) + "\n" + pairs(items)
 
@@ -251,7 +251,7 @@ image = pipe({prompt!r}, num_inference_steps={cfg["num_inference_steps"]},
             code(snippet),
             paragraph(
                 f"Everything else about the run is in {run.folder.resolve()}: config.json, "
-                "metrics.csv (every number of every round), summary.json, checkpoints and samples.",
+                "metrics.csv (every number of every epoch), summary.json, checkpoints and samples.",
                 "note",
             ),
         ]

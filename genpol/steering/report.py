@@ -37,14 +37,14 @@ def write_report(result: SteerResult, folder: Path) -> Path:
 def panels(result: SteerResult, folder: Path) -> list[Panel]:
     """All panels; films are read from `folder`."""
     found = [
-        Panel("What to do", verdict(result)),
+        Panel("Recommendation", verdict(result)),
         Panel("Success of every arm", success(result)),
-        Panel("Episode by episode", pairs(result)),
+        Panel("Paired outcomes", pairs(result)),
     ]
     if result.latency:
-        found.append(Panel("What a decision costs", latency(result)))
+        found.append(Panel("Time per decision", latency(result)))
     if (shown := calibration(result)) is not None:
-        found.append(Panel("Does the value know which episodes succeed?", shown))
+        found.append(Panel("Success against the value of the first action chunk", shown))
     if result.videos:
         found.append(Panel("Films", films(result, folder)))
     return found
@@ -58,9 +58,9 @@ def verdict(result: SteerResult) -> str:
         f'<p class="{kind}"><b>{escape(advice[0].upper() + advice[1:])}.</b></p>',
         paragraph(
             f"Each arm ran {result.episodes} episodes from the same initial states. The base "
-            "policy's weights are the same in all of them, except in a clone of successes: "
-            "steering lets it propose several chunks of actions and executes one that the value "
-            "function ranks high."
+            "policy's weights are the same in all arms, except in the clone of successes. With "
+            "steering the policy proposes several action chunks, and one that the value function "
+            "ranks high is executed."
         ),
     ]
     if result.diversity:
@@ -69,7 +69,7 @@ def verdict(result: SteerResult) -> str:
     if np.isfinite(spread):
         words = f"The proposals of a decision vary by {spread:.2f} standard deviations of the data"
         if fell > 0:
-            words += f"; {fell:.1%} of the decisions were given back to the base policy"
+            words += f". The gate chose the base policy's own sample in {fell:.1%} of the decisions"
         lines.append(paragraph(words + ".", "note"))
     if result.settings:
         shown = ", ".join(f"{name} {value}" for name, value in result.settings.items())
@@ -118,7 +118,7 @@ def success(result: SteerResult) -> str:
 
 
 def pairs(result: SteerResult) -> str:
-    """Of the same initial state: who succeeded? With the exact test."""
+    """Outcomes of pairs of episodes from the same initial state, with the exact test."""
     rows = []
     base = result.arms["base"].success
     for name, arm in result.arms.items():
@@ -136,8 +136,8 @@ def pairs(result: SteerResult) -> str:
     words = (
         f"Steering changes success by {100 * numbers['steer/difference']:+.1f} points "
         f"(95 % interval {100 * numbers['steer/difference_low']:+.1f} to "
-        f"{100 * numbers['steer/difference_high']:+.1f}, bootstrap over pairs). p: exact McNemar "
-        "test, two-sided, on the episodes where only one of the two succeeds."
+        f"{100 * numbers['steer/difference_high']:+.1f}, bootstrap over pairs). p is the exact "
+        "two-sided McNemar test on the episodes in which exactly one of the two succeeds."
     )
     head = ["", "both", "only base", "only the other", "neither", "p"]
     return table(head, rows) + paragraph(words, "note")
@@ -152,8 +152,8 @@ def latency(result: SteerResult) -> str:
     ]
     ratio = result.summary()["steer/latency_ratio"]
     words = (
-        f"One robot at a time, base and steered in turn on this machine. A steered decision takes "
-        f"{ratio:.2f} times as long as one base sample (medians)."
+        "Measured for one robot, base and steered in turn, on this machine. A steered decision "
+        f"takes {ratio:.2f} times as long as one base sample (medians)."
     )
     return table(["decision", "p50, ms", "p95, ms"], rows) + paragraph(words)
 
@@ -186,10 +186,10 @@ def calibration(result: SteerResult) -> str | None:
 def _ranking(scores: np.ndarray, won: np.ndarray) -> str:
     area = auc(scores, won)
     if area is None:
-        return "All episodes ended alike, so there is no ranking to judge."
+        return "All episodes had the same outcome, so the ranking cannot be judged."
     return (
-        f"A success has a higher value than a failure in {area:.0%} of all such pairs (50 %: the "
-        "value of the initial state says nothing)."
+        f"A success has a higher value than a failure in {area:.0%} of all such pairs. 50 % would "
+        "mean that the value of the initial state predicts nothing."
     )
 
 
@@ -205,9 +205,9 @@ def auc(scores: np.ndarray, won: np.ndarray) -> float | None:
 def films(result: SteerResult, folder: Path) -> str:
     """The films, inside the page."""
     words = (
-        "The same initial state without and with steering. Under the frames: values of all "
-        "candidates at each decision (grey) and of the executed one (blue). In the corner: where "
-        "each candidate would move the hand, rejected ones grey."
+        "Left: without steering. Right: with steering, from the same initial state. Under the "
+        "frames: values of all candidates at each decision (grey) and of the executed one (blue). "
+        "In the corner: where each candidate would move the hand (rejected ones grey)."
     )
     return paragraph(words) + "\n".join(
         film(folder / path, path, caption) for caption, path in result.videos

@@ -22,31 +22,31 @@ LEAST = 5  # episodes that a point pools at least
 
 # What is drawn of an agent, the first that it has: the column, and what it is in plain words.
 DIAGNOSTICS = {
-    "critic/q_data": "value of what was done",
+    "critic/q_data": "value of the data's actions",
     "critic/td_loss": "error of the critic (TD loss)",
-    "edit/win_rate": "share of choices an edit wins",
-    "edit/gain": "value an edit adds",
-    "critic/selection_gain": "value that choosing adds",
+    "edit/win_rate": "share of targets an edit wins",
+    "edit/gain": "best edit minus best base",
+    "critic/selection_gain": "best minus mean candidate",
     "actor/q": "value of the actor's actions",
     "actor/entropy": "entropy of the actor (nats)",
     "critic/v": "value of the state",
     "actor/distill_loss": "distance of student from flow",
-    "base/loss": "loss of imitation",
+    "base/loss": "imitation loss",
 }
 PICTURES = 6  # small ones, training success among them
 
 # The same of a world model, and of a critic that is bounded or has diverse heads.
 MODEL = {
     "model/holdout_mse": "error of the model, held out",
-    "model/value_error_relative": "error of values it causes",
+    "model/value_error_relative": "value error from the model",
     "model/calibration_1": "calibration of the model",
-    "imagined/reward": "reward of what was imagined",
-    "imagined/terminated": "share of branches that ended",
-    "vagram/dimensions": "state dimensions that count",
+    "imagined/reward": "mean imagined reward",
+    "imagined/terminated": "share of terminated branches",
+    "vagram/dimensions": "effective state dimensions",
     "lipschitz/sigma_layer1": "largest singular value, layer 1",
     "lipschitz/empirical_max": "steepest slope of the critic",
     "lipschitz/penalty": "adversarial penalty",
-    "critic/gradient_cosine": "likeness of the heads",
+    "critic/gradient_cosine": "cosine of head gradients",
 }
 MODEL_PICTURES = 9
 

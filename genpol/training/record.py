@@ -52,7 +52,7 @@ class TrainRecord:
     def so_far(self, step: int) -> str:
         """How much had been done at a step, in words."""
         offline = min(step, self.offline_updates)
-        parts = [f"{offline:,} updates without a step"] if offline else []
+        parts = [f"{offline:,} updates before the first step"] if offline else []
         if step > offline or not parts:
             parts.append(f"{step - offline:,} environment steps")
         return " and ".join(parts)

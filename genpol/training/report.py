@@ -1,7 +1,7 @@
-"""The page of a training run, read from its folder: what it came to, how it went, films, settings.
+"""The page of a training run, read from its folder: result, curves, films, settings.
 
-Works for every agent, while a run is going on or after it, and for environments that do not say
-when their task is achieved: then it is about the return.
+Works for every agent, during a run and after it. Where the environment does not report success, the
+page shows the return instead.
 """
 
 from __future__ import annotations
@@ -45,37 +45,37 @@ def panels(folder: Path, *, chosen: int | None = None) -> list[Panel]:
     run = read_run(folder)
     what = "Success" if run.measure == "eval/success" else "Return"
     found = [
-        Panel("What came of it", verdict(run)),
-        Panel(f"{what} on layouts it never trained on", curve(run)),
+        Panel("Result", verdict(run)),
+        Panel(f"{what} on layouts never trained on", curve(run)),
     ]
     if (charts := diagnostic_charts(run.log)) is not None:
-        found.append(Panel("How it learnt", diagnostics(run, charts)))
+        found.append(Panel("Training metrics", diagnostics(run, charts)))
     if (charts := model_charts(run.log)) is not None:
-        words = f"Columns of metrics.csv against {run.unit}; docs/metrics.md has their equations."
-        found.append(Panel("What its values rest on", figure(charts, words)))
+        words = f"Columns of metrics.csv against {run.unit}. docs/metrics.md has their equations."
+        found.append(Panel("World model and critic", figure(charts, words)))
     if shown := films(run, chosen):
         found.append(Panel("The same layouts, before and after", shown))
-    return [*found, Panel("What was run", settings(run))]
+    return [*found, Panel("Settings, cost and commands", settings(run))]
 
 
 # -- panels ---------------------------------------------------------------------------------------
 
 
 def verdict(run: TrainRecord) -> str:
-    """From where to where, and whether that could be chance."""
+    """Level before training and now, with the paired test."""
     first, last = run.ends
-    layouts = f"{run.config['eval_episodes']} layouts it never trained on"
+    layouts = f"{run.config['eval_episodes']} layouts never trained on"
     what = "Success" if run.measure == "eval/success" else "Mean return"
     if first == last:
         return paragraph(f"{what} on {layouts}, before training: {_level(run, first)}.")
     tested, sure = _paired(run, first, last)
     line = (
-        f"{what} on {layouts}: {_level(run, first)} before training, now {_level(run, last)} "
+        f"{what} on {layouts}: {_level(run, first)} before training, {_level(run, last)} "
         f"after {run.so_far(last)}."
     )
     note = (
-        "This is the last evaluation, not the best one. One run with one seed: intervals and test "
-        "are over layouts, not over training seeds."
+        "The second figure is the last evaluation, not the best one. This is one run with one "
+        "seed: the interval and the test are over layouts, not over training seeds."
     )
     rest = [paragraph(tested)] if tested else []
     return "\n".join([paragraph(line, "good" if sure else "part"), *rest, paragraph(note, "note")])
@@ -89,10 +89,10 @@ def _level(run: TrainRecord, step: int) -> str:
 
 
 def _paired(run: TrainRecord, first: int, last: int) -> tuple[str, bool]:
-    """What the pairs of the same layout say, in words, and whether the gain is beyond chance.
+    """The paired comparison in words, and whether the gain is statistically significant.
 
-    Without the single episodes there are no words, and a gain counts if the two intervals of
-    success are apart.
+    Without single episodes there are no words, and a gain counts if the two success intervals do
+    not overlap.
     """
     old, new = run.outcomes.get(first), run.outcomes.get(last)
     if old is None or new is None or not np.array_equal(old.seeds, new.seeds):
@@ -110,8 +110,8 @@ def _paired(run: TrainRecord, first: int, last: int) -> tuple[str, bool]:
         return words, low > 0
     found, p = paired_outcomes(old.success, new.success), mcnemar(old.success, new.success)
     words = (
-        f"Layout by layout: {found['only_other']} that failed before succeed now, "
-        f"{found['only_base']} the other way round, {found['both']} succeed and "
+        f"Layout by layout: {found['only_other']} failed before and succeed now, "
+        f"{found['only_base']} succeeded before and fail now, {found['both']} succeed and "
         f"{found['neither']} fail both times (p = {p:.2g}, exact McNemar test, two-sided)."
     )
     return words, p < 0.05 and found["only_other"] > found["only_base"]
@@ -122,8 +122,8 @@ def curve(run: TrainRecord) -> str:
     if run.measure == "eval/success":
         what = "Share of the evaluation layouts that succeed, with 95 % Wilson intervals."
     else:
-        what = "Mean sum of the environment's own rewards; it does not say when its task is done."
-    start = " Dashed: the level before training."
+        what = "Mean sum of the environment's own rewards. The environment reports no success."
+    start = " The dashed line is the level before training."
     return figure(evaluation_chart(run.log, run.unit), what + start)
 
 
@@ -131,8 +131,8 @@ def diagnostics(run: TrainRecord, charts: bytes) -> str:
     """The small multiples."""
     words = f"Columns of metrics.csv against {run.unit}."
     if run.measure == "eval/success" and "train/success" in run.log:
-        words += " Success while training is of whole episodes, several pooled, exploration and all"
-        words += " layouts included."
+        words += " Success while training is a mean over several episodes, with exploration and on"
+        words += " training layouts."
     return figure(charts, words)
 
 
@@ -145,22 +145,22 @@ def films(run: TrainRecord, chosen: int | None = None) -> str | None:
     if not found:
         return None
     words = (
-        "Left before training, right now, from the same initial state; these are simply the first "
-        "evaluation layouts, not chosen."
+        "Left: before training. Right: now. Both start from the same initial state. These are the "
+        "first evaluation layouts; they were not chosen."
     )
     episodes = sorted(found)
     if chosen is not None:
         episodes.sort(key=lambda i: not _differs(run, i, found[i]))  # stable: the first ones first
         episodes = episodes[:chosen]
         words = (
-            f"Left before training, right now, from the same initial state. Of {len(found)} filmed "
-            "layouts, those are preferred on which the outcome differs: these were chosen to show "
-            "the change, the numbers above were not."
+            "Left: before training. Right: now. Both start from the same initial state. Of "
+            f"{len(found)} filmed layouts, those with a different outcome come first: these were "
+            "chosen to show the change. The numbers above are over all layouts."
         )
     if run.config["agent"] in CHOOSING:
         words += (
             " Under the frames: the critic's values of all candidates at each decision (grey) and "
-            "of the executed one (blue). In the corner: where each would move the hand."
+            "of the executed one (blue). In the corner: where each candidate would move the hand."
         )
     rows = []
     for i in episodes:
@@ -189,7 +189,7 @@ def _caption(run: TrainRecord, episode: int, step: int) -> str:
 
 
 def settings(run: TrainRecord) -> str:
-    """What was run, at what cost, and how to go on with it."""
+    """Settings of the run, its cost, and the commands to repeat and to use it."""
     config, last, offline = run.config, int(run.log["step"][-1]), run.offline_updates
     start = config.get("base") or (config.get("data") and "cloned from the data") or "nothing"
     rows = [
@@ -200,28 +200,28 @@ def settings(run: TrainRecord) -> str:
         ["environment steps", f"{max(0, last - offline):,} of {config['steps']:,}"],
     ]
     if offline:
-        rows.append(["updates without one", f"{min(last, offline):,} of {offline:,}"])
+        rows.append(["updates before the first step", f"{min(last, offline):,} of {offline:,}"])
     if (model := config.get("world_model", "none")) != "none":
         layers = " x ".join(map(str, config["model_hidden"]))
         learnt = "" if model == "simulator" else f", {config['ensemble']} of {layers} units"
         rows.append(["world model", model + learnt])
     if (bounded := config.get("lipschitz", "none")) != "none":
-        rows.append(["the critic's slope", bounded])
+        rows.append(["bound on the critic", bounded])
     for name in ("episodes", "updates"):
         if len(values := known(run.log, f"train/{name}")[1]):
             rows.append([name, f"{values[-1]:,.0f}"])
     cost = [known(run.log, f"time/{kind}_seconds")[1] for kind in ("cpu", "wall")]
     if all(len(seconds) for seconds in cost):
         spent, passed = (duration(float(seconds[-1])) for seconds in cost)
-        rows.append(["time, evaluations included", f"{spent} of CPU, {passed} by the clock"])
+        rows.append(["time, with evaluations", f"{spent} of CPU time, {passed} of wall-clock time"])
     return "\n".join(
         [
             table(["", "this run"], rows),
-            paragraph("The same run again, and what to do with this one:"),
+            paragraph("Commands to repeat this run, and to evaluate and continue it:"),
             code(commands(run)),
             paragraph(
-                f"The run folder, {run.folder.resolve()}, is the policy; every number of every row "
-                "is in its metrics.csv.",
+                f"The policy is in the run folder, {run.folder.resolve()}. Every logged number is "
+                "in its metrics.csv.",
                 "note",
             ),
         ]

@@ -1,4 +1,4 @@
-"""`genpol demo`: the tour. Each main job, small, on shipped assets, and one page of pictures."""
+"""`genpol demo`: a small run of each main job on shipped assets, and one page of results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--mod
 
 @dataclass(frozen=True)
 class Demo:
-    """The tour: each main job, small, on shipped assets, ends with one page of pictures."""
+    """A small run of each main job on shipped assets; writes one page of results and pictures."""
 
     output: Path = Path("runs/demo")
     """Folder of the page (index.html) and of the runs behind it; an earlier demo is replaced."""
@@ -160,12 +160,12 @@ def training(config: Demo) -> list[Panel] | None:
         if not train(settings, {}, Clock()):
             return None
     story = (
-        "A flow policy was cloned from 40 demonstrations by two operators with steady hands, each "
-        "of whom misjudges where the object is towards a side of his own; 14 of them succeed. EXPO "
-        "(arXiv 2507.07986) goes on from there in the simulator, with a reward of 1 at success and "
-        "0 elsewhere: the policy goes on imitating what succeeded, its own episodes included, a "
-        "small network edits its proposals towards higher value, and the best of proposals and "
-        "edits is executed."
+        "A flow policy was cloned from 40 demonstrations by two operators. Each operator moves "
+        "precisely but misjudges the object's position, always towards his own side. Of the 40 "
+        "demonstrations 14 succeed. EXPO (arXiv 2507.07986) then trains the policy in the "
+        "simulator, with a reward of 1 at success and 0 elsewhere. The policy keeps imitating "
+        "successful episodes, its own included. A small network edits its proposals towards higher "
+        "value. The best of proposals and edits is executed."
     )
     first, *rest = panels(folder, chosen=2)
     found = [Panel(first.title, paragraph(story) + first.html), *rest]

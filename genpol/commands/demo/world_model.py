@@ -1,4 +1,4 @@
-"""The demo's part about world models: SAC that learns from imagination, and SAC that does not."""
+"""The demo's part about world models: SAC with a world model and SAC without one."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def panel(folder: Path) -> Panel:
     curves = {"with the model": imagining.log, "without": plain.log}
     spent = [_level(run, "time/cpu_seconds") for run in (imagining, plain)]
     caption = (
-        "Mean return on the same starts. One run each, with one seed: this shows how it works, not "
-        "which of them is better. The task was chosen because it is quick, and the settings, on "
-        f"seed 1000, so that the run with the model learns. Seconds of CPU in all: {spent[0]:.0f} "
-        "with the model, its training and what it imagined included, and "
+        "Mean return on the same starts. Each is one run with one seed, so this does not show "
+        "which of them is better. The task was chosen because it is quick. The settings were "
+        "chosen on seed 1000 so that the run with the model learns. CPU-seconds in all: "
+        f"{spent[0]:.0f} with the model, its training and imagination included, and "
         f"{spent[1]:.0f} without."
     )
     return Panel(
@@ -98,7 +98,8 @@ def panel(folder: Path) -> Panel:
                 paragraph(_model_errors(imagining)),
                 _film(imagining),
                 paragraph(
-                    "The run with the model again; the other lacks --world-model and what it needs:"
+                    "Command of the run with the model; the other has neither --world-model nor "
+                    "its options:"
                 ),
                 code(same_again(imagining)),
             ]
@@ -110,15 +111,15 @@ def _story(config: dict[str, Any]) -> str:
     layers = " x ".join(map(str, config["model_hidden"]))
     longest = config["rollout_lengths"][1]
     return (
-        "SAC learns from nothing to balance a pole on a cart, twice. To be comparable, both runs "
+        "SAC learns from scratch to balance a pole on a cart, in two runs. Both runs "
         f"take {config['steps']:,} environment steps, the first {config['start_steps']} of them at "
         f"random, and both make {config['utd']:g} updates of the critic and "
         f"{config['policy_utd']:g} of the policy per step after that, from batches of "
-        f"{config['batch_size']}. They differ in what the batches hold. Without a model, all of "
-        f"it has happened. With one, {100 * config['imagined_fraction']:.0f} % is imagined: "
-        f"{config['ensemble']} networks of {layers} units learn what an action leads to and "
-        "when the pole falls, and the policy acts in them, from states that it was in, for up to "
-        f"{longest} steps (MBPO, arXiv 1906.08253)."
+        f"{config['batch_size']}. They differ in their batches. Without a model, every "
+        f"transition is real. With a model, {100 * config['imagined_fraction']:.0f} % are "
+        f"imagined: {config['ensemble']} networks of {layers} units learn the effect of an action "
+        "and when the pole falls. The policy acts in them, from states of real episodes, for up "
+        f"to {longest} steps (MBPO, arXiv 1906.08253)."
     )
 
 
@@ -127,10 +128,10 @@ def _result(imagining: TrainRecord, plain: TrainRecord) -> str:
     return (
         f"Mean return on {imagining.config['eval_episodes']} starts that neither trains on: "
         f"{with_model:.4g} with the model and {_level(plain, 'eval/return'):.4g} without, after "
-        f"{imagining.so_far(imagining.ends[1])}; {before:.4g} before training. Each step until "
-        "the pole leans by more than 0.2 radians counts 1, and "
-        f"{imagining.config['max_steps']} is the most, as an episode ends there. These are the "
-        "last evaluations, not the best ones."
+        f"{imagining.so_far(imagining.ends[1])}; {before:.4g} before training. Each step counts 1 "
+        "until the pole leans by more than 0.2 radians. Episodes end after "
+        f"{imagining.config['max_steps']} steps, which is the highest return. These are the last "
+        "evaluations, not the best ones."
     )
 
 
@@ -140,12 +141,12 @@ def _model_errors(run: TrainRecord) -> str:
         _level(run, f"model/{name}") for name in ("holdout_mse", "value_error_relative")
     )
     return (
-        "The model at its last training, on real steps held out from it: the squared error of the "
-        f"state's predicted change is {100 * error:.2g} % of what always predicting the mean "
-        "change would give, and the critic's value of the predicted next state is off by "
-        f"{value:.2g} standard deviations of that value, on average. Both are about single steps "
-        "in states like those visited; they do not say how errors add up over imagined steps, or "
-        "whether the critic itself is right."
+        "Errors of the model after its last training, on held-out real steps: the squared error of "
+        f"the predicted change of state is {100 * error:.2g} % of the error of predicting the mean "
+        "change. The critic's value of the predicted next state is wrong by "
+        f"{value:.2g} standard deviations of that value, on average. Both are errors of single "
+        "steps in states like those visited. They do not include how errors add up over imagined "
+        "steps, or errors of the critic itself."
     )
 
 
@@ -162,8 +163,8 @@ def _film(run: TrainRecord) -> str:
         for path in sorted((run.folder / "videos").glob(f"step-{step:06d}-episode-0.*")):
             shown.append(film(path, f"{run.folder.name}/videos/{path.name}", when))
     words = (
-        "The run with the model, on the first of these starts, which was not chosen. The film of "
-        "an episode that ends early is short; it plays again and again."
+        "The run with the model, on the first of these starts; it was not chosen. The film of an "
+        "episode that ends early is short, and repeats."
     )
     return paragraph(words) + f'<div class="pair"><div class="two">{"".join(shown)}</div></div>'
 

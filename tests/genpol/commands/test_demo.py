@@ -40,9 +40,9 @@ def test_training_ends_with_panels(tmp_path, monkeypatch, capsys):
     found = demo.training(demo.Demo(output=tmp_path, seed=1000))
     assert found is not None and torch.get_num_threads() == threads
     titles = [panel.title.removeprefix("Trained by reward: ") for panel in found]
-    assert titles[0] == "What came of it" and "The same layouts, before and after" in titles
-    assert "14 of them succeed" in found[0].html and "2 layouts it never" in found[0].html
-    assert "before training" in found[0].html and "now" in found[0].html
+    assert titles[0] == "Result" and "The same layouts, before and after" in titles
+    assert "14 succeed" in found[0].html and "2 layouts never" in found[0].html
+    assert "before training" in found[0].html and "after 12 environment steps" in found[0].html
     run = tmp_path / "training"
     assert json.loads((run / "config.json").read_text())["seed"] == 1000
     assert (run / "value").is_dir() and (run / "edit").is_dir()

@@ -195,9 +195,9 @@ def test_the_page_shows_the_model_and_the_bound(demos, tmp_path):
     options = {"data": demos, "lipschitz": "spectral", "offline_updates": 14, "steps": 7}
     assert train(**(BRIEF | MODELLED | options), update_after=1, output=run) == 0
     html = {panel.title: panel.html for panel in panels(run)}
-    assert "updates, then environment steps" in html["What its values rest on"]
-    assert "after 14 updates without a step and 7 environment steps" in html["What came of it"]
-    settings = html["What was run"]
+    assert "updates, then environment steps" in html["World model and critic"]
+    assert "after 14 updates before the first step and 7 environment steps" in html["Result"]
+    settings = html["Settings, cost and commands"]
     assert "<td>7 of 7</td>" in settings and "<td>14 of 14</td>" in settings
     assert "<td>mle, 3 of 8 x 8 units</td>" in settings and "<td>spectral</td>" in settings
     assert model_charts(read_log(run / "metrics.csv"))[:4] == b"\x89PNG"

@@ -99,7 +99,7 @@ def test_the_page_is_well_formed_self_contained_and_has_the_numbers(run_folder):
     assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
     assert len(sources) == 1 + 2 * PICTURES  # the curves, and both pictures of each prompt
     for expected in (
-        *("512 pictures in 2 rounds", "5.0 minutes", "20 held-out prompts"),
+        *("512 pictures in 2 epochs", "5.0 minutes", "20 held-out prompts"),
         *("from 50.0% to 60.0%", "7.2 nats", "gain of +25.0 points", "one of +10.0"),
         *("60% of the gain", "load_lora_weights", "/models/tiny", "eta=1.0", "Generator()"),
         str((run_folder / "lora").resolve()),
