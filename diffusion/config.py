@@ -1,4 +1,4 @@
-"""What a fine-tuning run can be told; light to import, so the command line stays quick."""
+"""Settings of a fine-tuning run; light to import, so the command line stays quick."""
 
 from __future__ import annotations
 

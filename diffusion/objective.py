@@ -1,4 +1,4 @@
-"""What every trajectory objective shares: it sees numbers, never a network.
+"""The interface of trajectory objectives: functions of log-probs and rewards, not of networks.
 
 An objective maps log-probs (current, old, reference), rewards and groups to a scalar loss; how the
 log-probs were computed, and how the gradient reaches the weights, is `two_pass.py`'s business.

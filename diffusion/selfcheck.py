@@ -1,4 +1,4 @@
-"""The start-up check: a second or two that saves a wasted night.
+"""The start-up check of a fine-tuning run; it takes a second or two.
 
 ratio      re-scoring a step in the training path gives the stored log-prob, within a fraction
            of the clip's half-width: else the clip would act on rounding

@@ -1,1 +1,1 @@
-"""The offline-to-online RL backbone: data, critics and the types everything meets at."""
+"""The offline-to-online RL backbone: data, critics, models, the loop, and the types they share."""

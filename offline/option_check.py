@@ -1,4 +1,4 @@
-"""One line for a setting out of its range, whichever configuration it belongs to."""
+"""`require`: raises a one-line error for a setting that is out of its range."""
 
 from __future__ import annotations
 

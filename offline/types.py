@@ -1,4 +1,4 @@
-"""The types that datasets, policies, critics and environments meet at.
+"""The types that datasets, policies, critics and environments share.
 
 Shape legend: B batch, K candidates, H action chunk, A action dimension, E critic ensemble.
 """

@@ -1,1 +1,1 @@
-"""The outside world: environments, datasets, other people's policies, serving."""
+"""Environments, robot datasets, adapters for other people's policies, and serving."""

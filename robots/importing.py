@@ -1,4 +1,4 @@
-"""Names such as `package.module:object` that a user gives on the command line."""
+"""Imports objects by names such as `package.module:object` from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as 8-bit pixels, for what reads files rather than tensors."""
+"""Converts image tensors to 8-bit pixels."""
 
 from __future__ import annotations
 

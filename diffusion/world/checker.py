@@ -1,4 +1,4 @@
-"""The learned training checker: which requested attributes does a drawn scene show?
+"""The learned training checker: estimates which requested attributes a drawn scene shows.
 
 A small convolutional network reads a layout and, for each of two slots (leftmost or topmost object
 first, as in `Scene.slots`), a size, a texture, a colour and a shape. Every head has one class more

@@ -1,4 +1,4 @@
-"""The gold checker: which requested attributes does an image show?
+"""The gold checker: finds which requested attributes an image shows, by rules.
 
 Nothing here is learned, so that a reward model trained on this world is never graded by itself;
 it serves evaluation only. `gold_objects` finds the objects, this file compares them with a caption.

@@ -1,4 +1,4 @@
-"""What the gold checker sees: objects in an image, by rules on its pixels.
+"""Finds the objects in an image by rules on its pixels, for the gold checker.
 
 Foreground is what differs from the border's median colour; each connected piece is compared with
 silhouettes of the six shapes, and its inside with stripe and dot patterns of any phase.

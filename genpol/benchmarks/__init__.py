@@ -1,1 +1,1 @@
-"""What is measured beside peers, for `genpol bench`."""
+"""The workloads of `genpol bench`, and the peers that they are compared with."""

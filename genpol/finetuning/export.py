@@ -1,4 +1,4 @@
-"""Put trained weights where users load them, whole or not at all."""
+"""Writes trained weights in the layout that diffusers loads, whole or not at all."""
 
 from __future__ import annotations
 

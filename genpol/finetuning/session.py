@@ -1,4 +1,4 @@
-"""What one fine-tuning run writes, and when: log rows, grids, checkpoints, weights, the summary."""
+"""Outputs of a fine-tuning run and their schedule: rows, grids, checkpoints, weights, summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which networks make up a denoising chain.
+"""Makes the networks of a denoising chain, by name.
 
 Both pairs have the same interface. `conditioner.embed` (T,) -> (T, .) and `conditioner` are called
 once per chain, for all of its steps; `trunk` for every candidate and step.

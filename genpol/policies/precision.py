@@ -1,4 +1,4 @@
-"""In which precision the layers of a denoising chain are multiplied.
+"""Precision of the matrix products in a denoising chain: float32 or bfloat16.
 
 bfloat16 halves the time of a large product on a CPU with AVX512-BF16 (470 against 240 GFLOP/s on
 one core). Weights stay float32 and are cast once per chain, so they are always the newest; the

@@ -1,4 +1,4 @@
-"""Is one arm better than another? Intervals and tests for success on paired episodes."""
+"""Intervals and tests for success and return on paired episodes."""
 
 from __future__ import annotations
 

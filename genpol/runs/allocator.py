@@ -1,4 +1,4 @@
-"""Memory that is freed and soon asked for again, as in every update of a training loop."""
+"""Keeps freed memory in the process, because the next update of a training loop needs it again."""
 
 from __future__ import annotations
 

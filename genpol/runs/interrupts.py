@@ -1,4 +1,4 @@
-"""Stopping politely: the first Ctrl-C or SIGTERM asks, the second insists."""
+"""Handles Ctrl-C and SIGTERM: the first stops after the current step, the second at once."""
 
 from __future__ import annotations
 

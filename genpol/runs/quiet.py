@@ -1,4 +1,4 @@
-"""Keep other libraries' chatter off the terminal, unless the user has asked for it."""
+"""Silences messages of other libraries, unless the user has asked for them."""
 
 from __future__ import annotations
 

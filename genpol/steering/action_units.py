@@ -1,4 +1,4 @@
-"""From a policy's normalised actions to a critic's, through the environment's units."""
+"""Converts a policy's normalised actions to a critic's, through the environment's units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decision takes: percentiles for the report, and K chosen to meet a deadline."""
+"""Latency of decisions: percentiles for the report, and the K that meets a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are a policy's proposals different enough to be worth ranking? If not, say why."""
+"""Checks whether a policy's proposals differ enough to be ranked; else finds the likely cause."""
 
 from __future__ import annotations
 

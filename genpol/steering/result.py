@@ -1,4 +1,4 @@
-"""What a steering evaluation found: every arm on the same initial states, and the verdict."""
+"""Result of a steering evaluation: every arm on the same initial states, and the advice."""
 
 from __future__ import annotations
 

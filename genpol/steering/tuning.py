@@ -22,7 +22,7 @@ nothing is sampled but the candidates. Of all settings whose J cannot be told fr
 standard error of the paired difference over observations), the highest temperature is taken, then
 the gate that falls back least: no more steering, and no more machinery, than the data supports.
 
-Limits, said plainly. The heads were trained on the same data with the same targets, so what they
+Limits. The heads were trained on the same data with the same targets, so what they
 get wrong together (a reward hole, a value that extrapolates upwards) passes for gain, and J stays
 optimistic. Held-out states are those that the demonstrators visited, not those that the steered
 policy will reach. The weights are a choice. Only the difference between settings means something,

@@ -1,4 +1,4 @@
-"""Evaluation while training: layouts that are never trained on, and nothing is disturbed."""
+"""Evaluation during training, on layouts never trained on; training is left undisturbed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every episode of a training run's evaluations came to: evaluations/step-000000.csv.
+"""Outcome of every evaluation episode of a training run: evaluations/step-000000.csv.
 
     episode, seed, success, return, length
 

@@ -1,4 +1,4 @@
-"""What `genpol train` has left in a run's folder so far, and the command that makes it again."""
+"""Reads the folder of a `genpol train` run, and gives the command that makes it again."""
 
 from __future__ import annotations
 

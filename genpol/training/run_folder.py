@@ -1,4 +1,4 @@
-"""A training command's frame: the run folder, a progress bar, and stopping politely."""
+"""What training commands share: the run folder, a progress bar, and interrupt handling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one training run does, and when: evaluations, checkpoints, rows, films, the summary.
+"""One training run and its schedule: evaluations, checkpoints, rows, films, the summary.
 
     step 0: pretrain -> evaluate -> checkpoint;  then  loop -> evaluate -> checkpoint -> ...
 

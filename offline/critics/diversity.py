@@ -1,4 +1,4 @@
-"""Heads that disagree off the data: the diversity term of EDAC, as RAVL uses it.
+"""The diversity term of EDAC, as RAVL uses it: it penalises aligned action gradients of heads.
 
     1 / (E - 1) * sum_{i != j}  < g_i, g_j >,   g_e = grad_a Q_e(s, a) / |grad_a Q_e(s, a)|
 

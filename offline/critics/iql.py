@@ -1,4 +1,4 @@
-"""IQL: implicit Q-learning (arXiv 2110.06169); asks no policy for actions.
+"""IQL: implicit Q-learning (arXiv 2110.06169), from the data's actions alone.
 
     V(s)    minimises  |tau - 1(u < 0)| u^2,  u = min_e Qbar_e(s, a) - V(s)          (eq. 5)
     Q(s, a) minimises  (Q(s, a) - R - discount * V(s'))^2 / 2                          (eq. 6)

@@ -1,4 +1,4 @@
-"""Critics whose value changes little where the state does: bounded layers, or a penalty.
+"""Lipschitz-bounded critics: layers of bounded spectral norm, or an adversarial penalty.
 
 Zheng et al. (arXiv 2302.01244): where V has the Lipschitz constant L, a model that is wrong by
 d(s') in the next state is wrong by at most gamma L E |d(s')| in the Bellman target. What matters of

@@ -1,4 +1,4 @@
-"""What is added to a critic's loss, by configuration."""
+"""Penalties that a configuration adds to a critic's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train_value`: a dataset of episodes in, a value function for steering out."""
+"""`train_value`: trains a value function for steering on a dataset of episodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a critic is worth on transitions it was not trained on."""
+"""Diagnostics of a critic on transitions it was not trained on."""
 
 from __future__ import annotations
 

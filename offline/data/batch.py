@@ -1,4 +1,4 @@
-"""`Batch`, what learners are fed, and the arrays it is gathered from."""
+"""`Batch`: the transitions of one update, and the arrays that they are gathered from."""
 
 from __future__ import annotations
 

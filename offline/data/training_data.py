@@ -1,4 +1,4 @@
-"""What all learners have in common when they read a dataset: spec, observations, what must fit."""
+"""Reads a dataset for training: action spec, observations, and checks that they fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Agent`: what the offline-to-online loop trains, whatever the method."""
+"""`Agent`: the interface of whatever the offline-to-online loop trains."""
 
 from __future__ import annotations
 

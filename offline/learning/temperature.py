@@ -1,4 +1,4 @@
-"""The entropy temperature of maximum-entropy learning, held by its target."""
+"""The entropy temperature of maximum-entropy RL, adjusted to keep the entropy at its target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which steps are held out of a model's training: always the same ones, however the table grows."""
+"""Chooses the steps held out of a model's training; the choice never changes as the table grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Imagination`: what a world model says would happen, as transitions to learn from.
+"""`Imagination`: transitions that a world model predicts, as a source of batches.
 
     every `model_every` steps:  fit the model  ->  branch from real states  ->  ring of transitions
 

@@ -1,4 +1,4 @@
-"""`ModelTraining`: fits a `Dynamics` to all steps there are, again and again as they grow.
+"""`ModelTraining`: fits a `Dynamics` to all steps collected so far.
 
 Each update draws a batch for every member on its own and minimises, per step and member,
 

@@ -1,4 +1,4 @@
-"""`WorldModel`: what imagines one environment step, and the tables it speaks in.
+"""`WorldModel`: the interface of models of one environment step, and the tables they exchange.
 
 Models see the one-dimensional observations, side by side in sorted order of their keys (as
 `offline.networks.encoder.ObsEncoder` does), in the environment's units, and single actions.

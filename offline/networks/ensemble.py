@@ -1,4 +1,4 @@
-"""Critic heads as stacked parameters: any few of them are run without the others.
+"""Critic heads as stacked parameters: a subset of them can be run without the others.
 
 Their layers' singular values can be bounded (`offline.critics.lipschitz`).
 

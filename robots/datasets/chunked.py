@@ -1,4 +1,4 @@
-"""Action chunks as single actions, for libraries that know nothing else (robomimic).
+"""Writes action chunks as flat actions, for libraries that train on single actions (robomimic).
 
 An episode of T steps becomes up to H episodes, one for each offset o = 0 ... H - 1, that decide at
 steps o, o + H, o + 2H, ...: a decision's action is the H actions that follow, flattened; its reward

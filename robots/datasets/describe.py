@@ -1,4 +1,4 @@
-"""What a dataset holds, and what is wrong with it: one pass, one episode in memory at a time."""
+"""Describes a dataset and lists its problems: one pass, one episode in memory at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`open_dataset`: any of the formats, told apart by what is there."""
+"""`open_dataset`: opens a dataset of any format, recognised from its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Distracted`: a simulator with more to observe that has nothing to do with the task.
+"""`Distracted`: a simulator with additional observations that are unrelated to the task.
 
 The additional dimensions are a bank of van der Pol oscillators (position and velocity) on a ring,
 each pulled by its neighbour, with noise on the velocities,

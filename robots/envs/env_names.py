@@ -1,4 +1,4 @@
-"""Which environments there are, by name, without making any."""
+"""Lists the names of environments without making any."""
 
 from __future__ import annotations
 

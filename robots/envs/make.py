@@ -1,4 +1,4 @@
-"""Environments by name, all alike: metaworld, OGBench, robosuite, any continuous gymnasium id."""
+"""Makes environments by name: metaworld, OGBench, robosuite, any continuous gymnasium id."""
 
 from __future__ import annotations
 

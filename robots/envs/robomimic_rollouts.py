@@ -1,4 +1,4 @@
-"""Our policies, such as a steered one, in robomimic's own rollouts."""
+"""Runs our policies, such as a steered one, in robomimic's own rollouts."""
 
 from __future__ import annotations
 

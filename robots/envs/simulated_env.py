@@ -1,4 +1,4 @@
-"""`SimulatedEnv`: what every simulator looks like to the rest of the kit."""
+"""`SimulatedEnv`: the interface of every simulator for the rest of the kit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`SimulatorModel`: the simulator itself in the place of a world model.
+"""`SimulatorModel`: the simulator itself, used as a world model.
 
 It errs nowhere, so whatever still goes wrong with imagined data is not the model's fault: short
 rollouts end in states that no rollout begins in, and values bootstrapped there may be anything

@@ -1,4 +1,4 @@
-"""What a simulator behind `SimulatedEnv` must offer, and the two most common families."""
+"""The simulator interface behind `SimulatedEnv`, and its two most common families."""
 
 from __future__ import annotations
 

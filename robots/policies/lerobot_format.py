@@ -1,4 +1,4 @@
-"""Our observations under LeRobot's keys, and what a LeRobot checkpoint says of its actions."""
+"""Renames our observations to LeRobot's keys, and reads a LeRobot checkpoint's action spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an Octo checkpoint says of its observations and actions, without JAX."""
+"""Reads an Octo checkpoint's description of observations and actions, without JAX."""
 
 from __future__ import annotations
 

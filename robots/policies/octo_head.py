@@ -1,4 +1,4 @@
-"""What an Octo model's action head honours, found by asking it.
+"""Probes which arguments an Octo model's action head honours.
 
 Octo's heads accept every argument silently: an MSE or L1 head answers K copies of one action, a
 UNet head ignores `sample_shape` and answers every step of the window, and only discrete heads heed

@@ -1,4 +1,4 @@
-"""What a robomimic checkpoint holds: its file, and the units of its actions."""
+"""Reads a robomimic checkpoint file and the units of its actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A robot's message as the observation that a policy or a critic was trained on."""
+"""Converts a robot's message to the observation that a policy or a critic was trained on."""
 
 from __future__ import annotations
 

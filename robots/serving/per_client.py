@@ -1,4 +1,4 @@
-"""What each client of a server gets of its own: a policy's history, and a stream of noise."""
+"""State of each client of a server: a policy's history, and a stream of noise."""
 
 from __future__ import annotations
 

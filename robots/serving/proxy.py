@@ -1,4 +1,4 @@
-"""A proxy between a robot and its policy server: asks K times, answers the best.
+"""A proxy between a robot and its policy server: requests K answers, returns the best.
 
 The robot sends and receives what it always did; only which of the server's answers it gets changes.
 """
