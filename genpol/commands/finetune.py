@@ -197,6 +197,9 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
                 session.after_epoch(metrics)
         if tuner.epoch < config.epochs:
             session.save()
-            print(f"stopped after epoch {tuner.epoch}; go on with --resume {config.output}")
+            print(
+                f"stopped after epoch {tuner.epoch}; to continue: "
+                f"genpol finetune --resume {config.output}"
+            )
             return {}
         return session.finish()

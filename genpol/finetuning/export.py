@@ -23,7 +23,7 @@ def save_weights(policy: ImagePolicy, output: Path) -> Path:
     Raises InputError when the disk refuses; files already there stay as they were.
     """
     target = output / ("lora" if policy.train == "lora" else "unet")
-    remedy = "The weights already there are intact: free some space, then go on with --resume"
+    remedy = "The weights already there are intact: free some space, then continue with --resume"
     with disk_errors(f"cannot save {target}", remedy):
         target.mkdir(parents=True, exist_ok=True)
         for stale in output.glob(".weights-*"):  # left by a kill

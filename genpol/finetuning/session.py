@@ -80,7 +80,8 @@ class Session:
     def checkpoint_note(self) -> str:
         if self.saved_epoch < 0:
             return "no checkpoint had been written yet"
-        return f"checkpoint of epoch {self.saved_epoch} is kept; --resume {self.run.folder} goes on"
+        kept = f"checkpoint of epoch {self.saved_epoch} is kept"
+        return f"{kept}; continue with --resume {self.run.folder}"
 
     def picture(self, epoch: int, result: Evaluation) -> None:
         """Save the fixed-seed sample grid."""

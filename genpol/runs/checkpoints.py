@@ -49,7 +49,7 @@ def save(
     intact = next((path.name for _, path in _newest_first(folder)), None)
     remedy = (
         f"{folder / intact} is intact" if intact else "No earlier checkpoint exists"
-    ) + ": free some space, then go on with --resume"
+    ) + ": free some space, then continue with --resume"
     final = folder / f"step-{step:06d}"
     with disk_errors(f"cannot save {final}", remedy):
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["InterruptGuard", "Run", "WandbMode", "read_config"]
 
 WandbMode = Literal["online", "offline", "disabled"]
-_REMEDY = "Free some space or choose another --output; a started run goes on with --resume"
+_REMEDY = "Free some space or choose another --output; continue a started run with --resume"
 
 
 class Run:

@@ -31,7 +31,7 @@ from offline.learning.loop import Loop
 Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
 
-_FULL = "Free some space, then go on with --resume"
+_FULL = "Free some space, then continue with --resume"
 
 
 class Clock:
@@ -260,9 +260,8 @@ class Session:
         """The same error, which also says what is left of the run."""
         left = "no checkpoint had been written yet"
         if self.saved >= 0:
-            left = (
-                f"the checkpoint of step {self.saved} is kept; --resume {self.run.folder} goes on"
-            )
+            kept = f"the checkpoint of step {self.saved} is kept"
+            left = f"{kept}; continue with --resume {self.run.folder}"
         return type(error)(f"{error} [{left}]")
 
     def show(self, metrics: Mapping[str, float]) -> None:

@@ -44,7 +44,7 @@ def run(config: Demo) -> None:
     for part in (images, steering, training, world_model):
         made = part(config)
         if made is None:
-            print("the demo was stopped; the same command starts it afresh")
+            print("the demo was stopped; the same command starts it from the beginning")
             return
         panels += made
     target = config.output / "index.html"

@@ -94,7 +94,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
             write_page(config.output)
     if not done:
         where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
-        print(f"stopped {where}; go on with --resume {config.output}")
+        print(f"stopped {where}; to continue: genpol train --resume {config.output}")
         return {}
     tell(config, summary)
     return summary

@@ -62,7 +62,8 @@ def test_stopped_politely_and_resumed(straight, demos, tmp_path, monkeypatch, ca
     with monkeypatch.context() as patch:
         interrupt_at(patch, 18, signal.SIGTERM)
         assert train(data=demos, output=run) == 0
-    assert f"stopped after step 18; go on with --resume {run}" in capfd.readouterr().out
+    told = f"stopped after step 18; to continue: genpol train --resume {run}"
+    assert told in capfd.readouterr().out
     assert state(run)["loop"]["counts"][0] == 18 and not (run / "summary.json").exists()
     assert resume(run) == 0
     assert_same_run(run, straight)
