@@ -10,7 +10,7 @@ actions, at seed 1000, nothing had grown beyond what it should within ten thousa
 weight 10 of the diversity was chosen at that seed, too; 100 learnt slowly there.
 
     python -m scripts.edge_of_reach                    # several sittings and processes
-    python -m scripts.edge_of_reach --report           # the README's table, from the rows
+    python -m scripts.edge_of_reach --report           # the table of docs/RESULTS.md
 """
 
 from __future__ import annotations

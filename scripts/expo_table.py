@@ -7,7 +7,7 @@ curves that are there are skipped, and a run that was cut off is resumed:
 
     python -m scripts.expo_table                        # everything, several sittings
     python -m scripts.expo_table --tasks push-v3 --seeds 0 1
-    python -m scripts.expo_table --report               # the README's table, from the rows
+    python -m scripts.expo_table --report               # the table of docs/RESULTS.md
 
 All arms share critic, data, batch, updates per step and action chunks, but for those of which the
 name says otherwise. What an arm may choose was chosen on seeds from 1000 up, see TUNED.
@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/expo_table"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="write the README's table")
+    parser.add_argument("--report", action="store_true", help="write the table of docs/RESULTS.md")
     options = parser.parse_args()
     if options.report:
         write_block("learning", report(Table(options.results, COLUMNS).rows()))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
+RESULTS_PAGE = Path(__file__).parents[1] / "docs" / "RESULTS.md"
 
 
 class Table:
@@ -41,7 +41,7 @@ class Table:
                 )
 
 
-def write_block(marker: str, text: str, page: Path = README) -> None:
+def write_block(marker: str, text: str, page: Path = RESULTS_PAGE) -> None:
     """Replace what stands on the page between `<!-- marker -->` and `<!-- /marker -->`.
 
     Raises:

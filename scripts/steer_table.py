@@ -7,7 +7,7 @@ same initial states in every arm. A row per finished arm; rows that are there ar
 table can be filled over several sittings:
 
     python -m scripts.steer_table --seeds 0 1 2
-    python -m scripts.steer_table --report        # the README's table, from the rows
+    python -m scripts.steer_table --report        # the table of docs/RESULTS.md
 
 Arms are those of ARMS: steering by either critic at temperature 0.3, by the other ones named.
 
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/steer_table"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, over SETTINGS")
-    parser.add_argument("--report", action="store_true", help="write the README's table")
+    parser.add_argument("--report", action="store_true", help="write the table of docs/RESULTS.md")
     options = parser.parse_args()
     if options.report:
         write_block("steering", report(Table(options.results, COLUMNS).rows()))

@@ -1,11 +1,14 @@
 # ruff: noqa: E501
 """Measure the shipped pipeline and its fine-tuning: three seeds of the demo's run, each continued.
 
-    python scripts/tiny_results.py            # runs what is missing; about 30 minutes on one core
-    python scripts/tiny_results.py --report   # only rewrites the README's table from the CSVs
+    python -m scripts.tiny_results            # runs what is missing; about 30 minutes on one core
+    python -m scripts.tiny_results --report   # only the tables and the picture, from committed files
 
 docs/results/tiny_pipeline.csv    the pipeline as shipped, at several guidance scales, 512 prompts
 docs/results/tiny_attributes.csv  per seed, before and after the demo's run and a longer one
+docs/results/tiny_samples.png     seed 0: the first 16 images before (upper row) and after (lower)
+docs/results/tiny_samples.csv     their prompts, and the share of attributes that is right
+docs/results/tiny_before_after.png  the same as a grid with captions
 
 All prompts are held out; the checker trained on is not the gold checker that judges. Settings were
 chosen with seeds of 100 and more; the table uses seeds 0, 1 and 2.
@@ -16,19 +19,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from genpol.commands.demo.command import SETTINGS
 from genpol.commands.finetune import RESUMABLE, Finetune, complete, train
+from genpol.reports.grids import before_after
 from genpol.runs.resuming import restored
+from scripts.results_table import write_block
 
-RESULTS = Path("docs/results")
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LONG_EPOCHS = 80
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 T_95 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of freedom: 3 seeds
 
 
@@ -115,9 +119,36 @@ def run_seed(seed: int, runs: Path) -> None:
         row["seconds"] = round(summary["time/seconds"])
         append(path, row)
         if seed == 0:
-            picture = folder / "samples" / f"samples_before_after-step-{epochs:06d}.png"
-            shutil.copyfile(picture, RESULTS / "tiny_before_after.png")
+            keep_samples(folder / "samples")
         print(row, flush=True)
+
+
+def keep_samples(samples: Path) -> None:
+    """The first images of a run and their prompts, as tiny_samples.png and .csv."""
+    tables = [read(samples / f"evaluation_{when}.csv") for when in ("before", "after")]
+    shown = [[row for row in table if row["picture"]] for table in tables]
+    strips = [
+        np.concatenate([np.asarray(Image.open(samples / row["picture"])) for row in rows], 1)
+        for rows in shown
+    ]
+    Image.fromarray(np.concatenate(strips)).save(RESULTS / "tiny_samples.png", optimize=True)
+    (RESULTS / "tiny_samples.csv").unlink(missing_ok=True)
+    for before, after in zip(*shown, strict=True):
+        row = {"index": before["index"], "prompt": before["prompt"]}
+        row |= {f"gold_{w}": round(float(r["gold"]), 4) for w, r in (("before", before), ("after", after))}
+        append(RESULTS / "tiny_samples.csv", row)
+
+
+def samples_of_seed_0() -> tuple[list[str], list[Image.Image], list[Image.Image]]:
+    """Prompts, and images before and after the longer run of seed 0, from the committed files."""
+    prompts = [row["prompt"] for row in read(RESULTS / "tiny_samples.csv")]
+    whole = Image.open(RESULTS / "tiny_samples.png")
+    side = whole.height // 2
+    before, after = (
+        [whole.crop((i * side, y, (i + 1) * side, y + side)) for i in range(len(prompts))]
+        for y in (0, side)
+    )
+    return prompts, before, after
 
 
 def interval(values: list[float]) -> str:
@@ -128,13 +159,11 @@ def interval(values: list[float]) -> str:
 
 
 def block() -> str:
-    """The README's text between its markers, from the CSVs; exits when rows are missing."""
+    """The text of docs/RESULTS.md, from the CSVs; exits when rows are missing."""
     rows, base = read(RESULTS / "tiny_attributes.csv"), read(RESULTS / "tiny_pipeline.csv")
     lines = [
-        BEGIN,
-        "",
         "The shipped pipeline on held-out captions, judged by the gold checker, which training never "
-        "sees (`python scripts/tiny_results.py`; mean of 3 seeds, ± half-width of the 95 % interval "
+        "sees (`python -m scripts.tiny_results`; mean of 3 seeds, ± half-width of the 95 % interval "
         "over seeds):",
         "",
         "| run | attributes right before, % | after, % | gain, points | wholly right before, % | after, % "
@@ -164,12 +193,13 @@ def block() -> str:
         )
     lines += [
         "",
-        "The first 16 held-out prompts of seed 0, the same noise before and after the longer run (not",
-        "chosen; their captions are in the run's `samples/evaluation_after.csv`):",
+        "The first 16 held-out prompts of seed 0, the same noise before and after the longer run. They",
+        "are not chosen.",
         "",
-        "![before and after](docs/results/tiny_before_after.png)",
+        "![16 prompts with their images before and after](results/tiny_before_after.png)",
         "",
-        "Guidance alone also helps this pipeline, without any fine-tuning and at twice the cost per image:",
+        "Guidance alone also helps this pipeline. It needs no fine-tuning and costs twice as much for each "
+        "image:",
         "",
         "| guidance scale | attributes right, % | wholly right, % |",
         "|---|---|---|",
@@ -178,15 +208,16 @@ def block() -> str:
         f"| {r['guidance_scale']} | {100 * float(r['gold']):.1f} | {100 * float(r['gold_wholly']):.1f} |"
         for r in base
     ]
-    return "\n".join([*lines, "", END])
+    return "\n".join(lines)
 
 
 def report() -> None:
-    """Rewrite the README between its markers."""
-    new, readme = block(), Path("README.md")
-    text = readme.read_text()
-    tail = text.split(END, 1)[1] if END in text else text.split(BEGIN, 1)[1]
-    readme.write_text(text.split(BEGIN, 1)[0] + new + tail)
+    """Rewrite the place in docs/RESULTS.md, and the grid that it shows."""
+    prompts, before, after = samples_of_seed_0()
+    title = f"Held-out prompts, the same noise before and after {LONG_EPOCHS} epochs of fine-tuning"
+    grid = before_after(before, after, prompts, title=title)
+    grid.save(RESULTS / "tiny_before_after.png", optimize=True)
+    write_block("results", block())
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def table_command(
     metrics: tuple[str, ...],
     marker: str,
 ) -> None:
-    """The command line of a table: fill it, or write it into the README.
+    """The command line of a table: fill it, or write it into docs/RESULTS.md.
 
     Args:
         doc: of the script.
@@ -131,7 +131,7 @@ def table_command(
         planned: the folder of runs -> (key, options of `genpol train`) of each run.
         report: rows -> Markdown.
         metrics: see `fill`.
-        marker: of its place in the README.
+        marker: of its place in docs/RESULTS.md.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
@@ -140,7 +140,7 @@ def table_command(
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs") / marker)
-    parser.add_argument("--report", action="store_true", help="write the README's table")
+    parser.add_argument("--report", action="store_true", help="write the table of docs/RESULTS.md")
     options = parser.parse_args()
     if options.report:
         write_block(marker, report(table.rows()))

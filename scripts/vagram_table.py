@@ -6,7 +6,7 @@ claim (arXiv 2204.01464, figures 2 and 3): equal with large models and no distra
 better with small models or with distractors.
 
     python -m scripts.vagram_table                     # several sittings and processes
-    python -m scripts.vagram_table --report            # the README's table, from the rows
+    python -m scripts.vagram_table --report            # the table of docs/RESULTS.md
 """
 
 from __future__ import annotations

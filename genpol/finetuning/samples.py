@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from genpol.reports.grids import to_pil
+from genpol.reports.grids import before_after, to_pil
 from offline.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
@@ -66,4 +67,24 @@ def read_evaluation(path: Path) -> Scores:
         prompts=[row["prompt"] for row in rows],
         scores={name: np.array([float(row[name]) for row in rows]) for name in names},
         pictures=[path.parent / row["picture"] for row in rows if row["picture"]],
+    )
+
+
+def before_after_picture(samples: Path, epochs: int) -> Image.Image | None:
+    """The first pictures of both saved evaluations as pairs with their prompts.
+
+    None where the evaluation before training was not saved, or was of other prompts.
+    """
+    first = samples / "evaluation_before.csv"
+    if not first.is_file():
+        return None
+    before, after = read_evaluation(first), read_evaluation(samples / "evaluation_after.csv")
+    count = min(len(before.pictures), len(after.pictures))
+    if count == 0 or before.prompts[:count] != after.prompts[:count]:
+        return None
+    return before_after(
+        [Image.open(path) for path in before.pictures[:count]],
+        [Image.open(path) for path in after.pictures[:count]],
+        after.prompts[:count],
+        title=f"Held-out prompts, the same noise before and after {epochs} epochs of fine-tuning",
     )

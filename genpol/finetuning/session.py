@@ -6,8 +6,8 @@ import time
 
 from diffusion.finetune import Evaluation, Finetuner
 from genpol.finetuning.export import save_weights
-from genpol.finetuning.samples import save_evaluation
-from genpol.reports.grids import before_after, grid
+from genpol.finetuning.samples import PICTURES, before_after_picture, save_evaluation
+from genpol.reports.grids import grid
 from genpol.runs.run import Run
 
 
@@ -84,9 +84,12 @@ class Session:
         return f"{kept}; continue with --resume {self.run.folder}"
 
     def picture(self, epoch: int, result: Evaluation) -> None:
-        """Save the fixed-seed sample grid."""
-        count = min(16, len(result.images))
-        self.run.log_images(epoch, "samples/grid", grid(result.images[:count]))
+        """Save the fixed-seed sample grid, each image with its prompt."""
+        when = f"after {epoch} epochs of fine-tuning" if epoch else "before fine-tuning"
+        shown = grid(
+            result.images[:PICTURES], result.prompts[:PICTURES], title=f"Held-out prompts, {when}"
+        )
+        self.run.log_images(epoch, "samples/grid", shown)
 
     def finish(self) -> dict[str, float]:
         """Evaluate as before training, write summary.json and the before/after grid."""
@@ -103,11 +106,8 @@ class Session:
             "time/seconds": self.elapsed(),
         }
         self.run.summary(summary)
-        first = self.run.folder / "samples" / "samples_grid-step-000000.png"
-        if first.is_file():
-            picture = before_after(
-                first, self.run.folder / "samples" / f"samples_grid-step-{epoch:06d}.png"
-            )
+        picture = before_after_picture(self.run.folder / "samples", epoch)
+        if picture is not None:
             self.run.log_images(epoch, "samples/before_after", picture)
         kind = "lora" if self.config.train == "lora" else "unet"
         print(

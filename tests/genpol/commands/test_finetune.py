@@ -90,7 +90,8 @@ def test_what_a_run_leaves_behind(name, runs):
         assert f"samples_grid-step-{step:06d}.png" in pictures
     with Image.open(run / "samples" / "samples_before_after-step-000002.png") as picture:
         with Image.open(run / "samples" / "samples_grid-step-000002.png") as grid:
-            assert picture.width > 2 * grid.width
+            assert picture.width > 1.5 * grid.width
+            assert picture.height > 128 + 2 * 13 and grid.height > 128 + 13  # and captions
 
     config = json.loads((run / "config.json").read_text())
     assert config["command"] == "finetune"
