@@ -135,7 +135,10 @@ def keep_samples(samples: Path) -> None:
     (RESULTS / "tiny_samples.csv").unlink(missing_ok=True)
     for before, after in zip(*shown, strict=True):
         row = {"index": before["index"], "prompt": before["prompt"]}
-        row |= {f"gold_{w}": round(float(r["gold"]), 4) for w, r in (("before", before), ("after", after))}
+        row |= {
+            f"gold_{w}": round(float(r["gold"]), 4)
+            for w, r in (("before", before), ("after", after))
+        }
         append(RESULTS / "tiny_samples.csv", row)
 
 

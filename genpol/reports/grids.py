@@ -119,7 +119,7 @@ def _sheet(
 ) -> Image.Image:
     """Groups of pictures side by side, a label above each picture, a caption under each group."""
     if len(captions) != len(groups):
-        raise ValueError(f"expected {len(groups)} captions, one for each image, not {len(captions)}")
+        raise ValueError(f"expected {len(groups)} captions, received {len(captions)}")
     width, height = groups[0][0].size
     factor = max(1, -(-MIN_SIDE // min(width, height)))
     width, height = width * factor, height * factor
