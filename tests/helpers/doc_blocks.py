@@ -34,7 +34,8 @@ def blocks(page: Path, language: str | None = None) -> list[Block]:
 def lines(block: Block) -> list[str]:
     """The commands of a shell block: continued lines joined, comments and blank lines left out."""
     joined = block.text.replace("\\\n", " ")
-    return [line for line in joined.splitlines() if shlex.split(line, comments=True)]
+    every = (line.strip() for line in joined.splitlines())
+    return [line for line in every if line and not line.startswith("#")]
 
 
 def words(line: str) -> list[str]:
