@@ -226,8 +226,8 @@ def speed_page() -> str:
     lines = [
         "**Fine-tuning.** `genpol bench finetune`, the shipped pipeline on two CPU cores. "
         f"{100 * tune['bench/model_share']:.0f} % of the time is spent in the UNet's forward and "
-        f"backward passes. The kit draws and learns from {tune['bench/ratio']:.2f} times the images "
-        "per second of the same PRDP loop in DDPO's usual structure, with the same gradient "
+        f"backward passes. The kit draws and learns from {tune['bench/ratio']:.2f} times the "
+        "images per second of the same PRDP loop in DDPO's usual structure, with the same gradient "
         "([results/bench_finetune.json](results/bench_finetune.json)).",
         "",
         "**EXPO.** `genpol bench expo` at the published sizes: batch 256, 20 updates a step, 8 "

@@ -58,8 +58,8 @@ SMALLER: dict[str, dict[str, str]] = {
     "train --resume": {"--steps": "32", "--wandb": "disabled"},
     "train --world-model": _RL | {
         "--model-hidden": "8", "--model-updates": "2", "--ensemble": "2", "--elites": "1",
-        "--model-every": "8", "--rollouts-per-step": "1", "--imagined-capacity": "64",
-        "--start-steps": "8",
+        "--steps": "64", "--update-after": "40", "--model-every": "40", "--rollouts-per-step": "1", "--imagined-capacity": "64",
+        "--start-steps": "40",
     },
 }  # fmt: skip
 
@@ -85,9 +85,9 @@ def parsed(command: list[str], monkeypatch) -> Any:
 
 def commands(page: Path) -> list[list[str]]:
     """What stands in the page's blocks as a `genpol` command."""
-    every = [words(line) for block in blocks(page) if block.language in ("", "bash", "sh")
-             for line in lines(block)]  # fmt: skip
-    return [command for command in every if command[0] == "genpol"]
+    shells = [block for block in blocks(page) if block.language in ("", "bash", "sh")]
+    every = [line for block in shells for line in lines(block)]
+    return [words(line) for line in every if line.startswith("genpol ")]
 
 
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,10 +110,8 @@ def test_commands_that_need_a_download_are_sound(monkeypatch):
     config = parsed(found[0], monkeypatch)
     assert (config.epochs, config.autocast) == (100, "bf16")
     check(config.resolved(PUBLISHED))
-    assert [term.name for term in parse(config.reward, [*PLAIN, *WITH_WEIGHTS])] == [
-        "pickscore",
-        "hpsv2",
-    ]
+    terms = parse(config.reward, [*PLAIN, *WITH_WEIGHTS])
+    assert [term.name for term in terms] == ["pickscore", "hpsv2"]
 
 
 def test_sizes_are_replaced_and_added():
