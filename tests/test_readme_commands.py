@@ -58,8 +58,8 @@ SMALLER: dict[str, dict[str, str]] = {
     "train --resume": {"--steps": "32", "--wandb": "disabled"},
     "train --world-model": _RL | {
         "--model-hidden": "8", "--model-updates": "2", "--ensemble": "2", "--elites": "1",
-        "--steps": "64", "--update-after": "40", "--model-every": "40", "--rollouts-per-step": "1", "--imagined-capacity": "64",
-        "--start-steps": "40",
+        "--steps": "64", "--update-after": "40", "--model-every": "40", "--start-steps": "40",
+        "--rollouts-per-step": "1", "--imagined-capacity": "64",
     },
 }  # fmt: skip
 
