@@ -142,26 +142,18 @@ def upstream_of(config: Serve) -> str | None:
 
 def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
     """What makes a connection's session with a policy of our own, and the server's metadata."""
-    from robots.serving.observations import merged
-    from robots.serving.per_client import copier, noise
-    from robots.serving.sessions import FEATURES, PolicySession
+    from robots.serving.serve_policy import observed, policy_sessions
 
     value, shapes = load_value(config)
-    base = load_base(config, value)
-    its_shapes = getattr(base, "obs_shapes", None)
-    observations = make_observations(config, merged(shapes, its_shapes or {}), its_shapes is None)
-    served = base if value is None else steered(config, base, value)  # now, if it is refused
-    make_policy, generators = copier(base, lambda: load_base(config, value)), noise(config.seed)
 
-    def make_session() -> Session:
-        own = make_policy()
-        own = own if value is None else steered(config, own, value)
-        return PolicySession(own, observations, next(generators))
+    def load() -> Policy:
+        base = load_base(config, value)
+        return base if value is None else steered(config, base, value)
 
-    ours = {"features": list(FEATURES), "spec": served.spec.to_dict()}
-    if its_shapes is not None:
-        ours["obs_shapes"] = {key: list(shape) for key, shape in observations.shapes.items()}
-    return make_session, {"genpol": ours}
+    served = load()
+    known = observed(served)
+    observations = make_observations(config, shapes if known is None else known, known is None)
+    return policy_sessions(served, observations, load, config.seed)
 
 
 def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:

@@ -1,36 +1,76 @@
-"""`open_dataset`: opens a dataset of any format, recognised from its files."""
+"""`open_dataset`: opens a dataset of any format, recognised from its files.
+
+A format of one's own is a function of a path, named as "module:function@path". It returns
+`Episodes`, or a list of `Episode`.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
-from offline.data.episodes import Episodes
+from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError
 from robots.datasets.hdf5 import open_hdf5, require_file
+from robots.datasets.memory import EpisodeList
+from robots.importing import import_object, one_line
 
 KNOWN = (
     "robomimic HDF5 (data/demo_0), D4RL HDF5 (observations, actions), a Minari dataset "
     "(minari:NAME, or a folder with data/main_data.hdf5), a LeRobot v3 folder (meta/info.json)"
 )
+OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)@(.*)", re.DOTALL)
 
 
 def open_dataset(path: str | Path) -> Episodes:
     """Open a dataset for reading.
 
     Args:
-        path: a file, a folder, or "minari:NAME" for one in Minari's local storage.
+        path: a file; a folder; "minari:NAME" for one in Minari's local storage; or
+            "module:function@path", which calls a reader of your own with the path.
 
     Raises:
-        InputError: missing, cut off, or of no known format.
+        InputError: missing, cut off, or of no known format; or the reader fails.
     """
     text = str(path)
     if text.startswith("minari:"):
         from robots.datasets.minari import MinariEpisodes
 
         return MinariEpisodes(text)
+    if (own := OWN.fullmatch(text)) and not Path(text).exists():
+        return _read_by(*own.groups())
     path = Path(path).expanduser()
     require_file(path)
     return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def as_episodes(found: Any, name: str) -> Episodes:
+    """A dataset as it is; a list of `Episode` becomes one.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if all(hasattr(found, part) for part in ("lengths", "obs_shapes", "spec", "env")):
+        return found
+    if isinstance(found, (list, tuple)) and all(isinstance(part, Episode) for part in found):
+        return EpisodeList(found)
+    raise InputError(
+        f"{name} is a {type(found).__name__}, expected a list of offline.Episode, or a "
+        "dataset such as robots.EpisodeList"
+    )
+
+
+def _read_by(reader: str, path: str) -> Episodes:
+    """What the user's function makes of a path."""
+    function = import_object(reader, what="a dataset reader")
+    try:
+        found = function(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's own function raises
+        raise InputError(f'{reader} cannot read "{path}": {one_line(error)}') from error
+    return as_episodes(found, f"what {reader} returned")
 
 
 def _open_folder(path: Path) -> Episodes:

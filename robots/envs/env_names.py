@@ -1,14 +1,21 @@
-"""Lists the names of environments without making any."""
+"""Lists the names of environments without making any.
+
+"module:name" is the user's own: a class or function that makes it, or, as in gymnasium, an id that
+importing the module registers.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from offline.errors import InputError, did_you_mean
+from robots.importing import import_object
 
 METAWORLD = "metaworld/"
 OGBENCH = "ogbench/"
@@ -25,6 +32,9 @@ def check_env_name(name: str) -> None:
         import gymnasium
     except ImportError as error:
         raise _missing("gymnasium", name) from error
+    if ":" in name:
+        own_environment(name)
+        return
     for prefix, names in FAMILIES.items():
         if name.startswith(prefix):
             library = prefix.rstrip("/")
@@ -45,12 +55,46 @@ def check_env_name(name: str) -> None:
         with contextlib.suppress(ImportError):
             known += names()
     hint = did_you_mean(name, known)
+    if re.fullmatch(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*", name):  # package.module.Class
+        hint = f' An environment of your own is "{":".join(name.rsplit(".", 1))}".'
     if hint.startswith(" Known"):  # a thousand names help nobody
         hint = (
             ' Names are "metaworld/<task>-v3", "ogbench/<id>", "robosuite/<Task>" and gymnasium '
-            'ids such as "Hopper-v5".'
+            'ids such as "Hopper-v5"; one of your own is module:name.'
         )
     raise InputError(f'unknown environment "{name}".{hint}')
+
+
+def own_environment(name: str) -> Callable[[], Any] | str:
+    """What makes the environment "module:name", or the gymnasium id that the module registers.
+
+    Raises:
+        InputError: no such module, or it has neither an attribute nor an id of that name.
+    """
+    module, _, attribute = name.partition(":")
+    if "-v" in attribute:
+        import gymnasium
+
+        import_object(f"{module}:__name__", what="an environment")
+        if attribute in gymnasium.registry:
+            return attribute
+        raise InputError(
+            f'{module} registers no environment "{attribute}".'
+            f"{did_you_mean(attribute, (id_ for id_ in gymnasium.registry if '/' not in id_))}"
+        )
+    found = import_object(name, what="an environment")
+    if not callable(found):
+        raise InputError(
+            f'"{name}" is a {type(found).__name__}, expected a class or function that makes an '
+            "environment"
+        )
+    return found
+
+
+def own_name(make: Callable[[], Any]) -> str:
+    """The name of an environment that comes as what makes it: "module:name"."""
+    module = getattr(make, "__module__", None) or type(make).__module__
+    return f"{module}:{getattr(make, '__qualname__', type(make).__qualname__)}"
 
 
 def is_ogbench(id_: str) -> bool:

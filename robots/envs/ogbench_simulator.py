@@ -45,7 +45,7 @@ class OgbenchSimulator:
     def __init__(self, id_: str) -> None:
         self._random = np.random.RandomState(0)
         known = gymnasium.spec(id_).kwargs
-        options = {"success_timing": "post"} if "reward_task_id" in known else {}
+        options: dict[str, Any] = {"success_timing": "post"} if "reward_task_id" in known else {}
         with _as_numpys_global(self._random):
             self._inner = GymnasiumSimulator(id_, **options)
         self.id = id_

@@ -83,7 +83,7 @@ class SimulatedEnv(gymnasium.Env):
             np.clip(action, self._low, self._high)
         )
         self._steps += 1
-        truncated = self._steps >= self.max_steps
+        truncated = self._steps >= self.max_steps or bool(info.get("truncated"))
         return obs | self._images(), reward, terminated, truncated, info | {"success": success}
 
     def render(self) -> np.ndarray:

@@ -102,8 +102,9 @@ class GymnasiumSimulator:
     in the kitchen, that no task is left.
 
     Args:
-        id_: as gymnasium knows it.
-        options: of the environment's constructor.
+        id_: as gymnasium knows it; of an environment of the user's own, its name.
+        own: the user's own environment. Its time limit, and where it truncates by itself, are kept.
+        options: of the constructor of what gymnasium knows.
 
     Raises:
         InputError: it cannot be made, its actions are no bounded vector, or its observations no
@@ -112,15 +113,20 @@ class GymnasiumSimulator:
 
     language: str | None = None
 
-    def __init__(self, id_: str, **options: Any) -> None:
+    def __init__(self, id_: str, own: gymnasium.Env | None = None, **options: Any) -> None:
+        self._own = own is not None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "v4 is out of date": the user asked for it
-                raw = gymnasium.make(id_, max_episode_steps=-1, disable_env_checker=True, **options)
-                self.raw: Any = raw
+                self.raw: Any = own
+                if own is None:
+                    self.raw = gymnasium.make(
+                        id_, max_episode_steps=-1, disable_env_checker=True, **options
+                    )
         except (gymnasium.error.Error, ImportError) as error:
             raise InputError(f'cannot make "{id_}": {" ".join(str(error).split())}') from error
-        self.max_steps = gymnasium.spec(id_).max_episode_steps or 1000
+        spec = self.raw.spec if self._own else gymnasium.spec(id_)
+        self.max_steps = (spec and spec.max_episode_steps) or 1000
         actions = self.raw.action_space
         if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
             raise InputError(f'"{id_}" has actions {actions}; a continuous vector is needed')
@@ -142,8 +148,10 @@ class GymnasiumSimulator:
         return flat_observation(self.raw.reset(seed=seed)[0], self.observation_spaces)
 
     def step(self, action: np.ndarray) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, _, info = self.raw.step(action)
+        obs, reward, terminated, truncated, info = self.raw.step(action)
         success = self._success is not None and bool(info[self._success])
+        if self._own:
+            info = info | {"truncated": truncated}
         if self._success == "tasks_to_complete":  # the kitchen's list of what is left
             success = not success
         obs = flat_observation(obs, self.observation_spaces)

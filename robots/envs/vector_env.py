@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -11,7 +13,7 @@ from robots.envs.make import make_env
 
 
 def make_vector_env(
-    name: str,
+    env: str | Callable[[], Any],
     num_envs: int,
     *,
     max_steps: int | None = None,
@@ -34,7 +36,7 @@ def make_vector_env(
     environment that is terminated or truncated is an AssertionError.
 
     Args:
-        name: as for `robots.envs.make.make_env`.
+        env: as for `robots.envs.make.make_env`.
         num_envs: how many.
         max_steps: as for `make_env`.
         image_keys: as for `make_env`.
@@ -49,12 +51,12 @@ def make_vector_env(
     if num_envs < 1:
         raise InputError(f"a vector environment has at least 1 environment, not {num_envs}")
     one = partial(
-        make_env, name, max_steps=max_steps, image_keys=image_keys, distractors=distractors
+        make_env, env, max_steps=max_steps, image_keys=image_keys, distractors=distractors
     )
     if not asynchronous:
         return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     make_env(
-        name, max_steps=max_steps, distractors=distractors
+        env, max_steps=max_steps, distractors=distractors
     ).close()  # what is wrong is said here, in one line
     return AsyncVectorEnv(
         [one] * num_envs,

@@ -37,7 +37,8 @@ class Observations:
         prompt: str | None = None,
     ) -> None:
         self.shapes = {key: tuple(shape) for key, shape in shapes.items()}
-        self._others = others
+        self.complete = not others
+        """Whether `shapes` is all that there is."""
         self._rename, self._embed, self._prompt = dict(rename or {}), embed, prompt
         self._embedded: dict[str, Tensor] = {}
 
@@ -61,7 +62,7 @@ class Observations:
                     f"{did_you_mean(key, received)} Send it, or name the key that holds it with "
                     f"--rename KEY={key}"
                 )
-        if self._others:
+        if not self.complete:
             for key in flat.keys() - obs.keys():
                 if isinstance(value := flat[key], np.ndarray | float | int):
                     obs[key] = row_of(key, value, np.shape(value))
