@@ -49,8 +49,8 @@ TINY: dict[str, Any] = {
 class FinetuneConfig:
     """Settings of the fine-tuning loop. `None` takes the model's recommended value."""
 
-    algorithm: Literal["prdp"] = "prdp"
-    """Objective to train with."""
+    algorithm: str = "prdp"
+    """Objective to train with: "prdp", or module:name of a function that makes one of yours."""
     epochs: int | None = None
     """Rollout-then-update rounds; default 10."""
     seed: int = 0

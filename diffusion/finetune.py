@@ -24,11 +24,12 @@ from torch import Tensor
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_steps
 from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError
-from diffusion.objective import Rollouts, step_weights
+from diffusion.objective import Objective, Rollouts, step_weights
 from diffusion.pipelines import DTYPES, ImagePolicy
 from diffusion.prdp import PRDP
 from diffusion.process import reverse_process
 from diffusion.prompts.sources import PromptSource
+from diffusion.rewards.function import load_function
 from diffusion.two_pass import two_pass_backward
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
@@ -54,8 +55,18 @@ def take(cond: Condition, rows: Tensor) -> Condition:
     return {k: v[rows.to(v.device)] for k, v in cond.items()}
 
 
-def make_objective(config: FinetuneConfig) -> PRDP:
-    """The objective a configuration names."""
+def make_objective(config: FinetuneConfig) -> Objective:
+    """The objective that a configuration names; one of the user's own is made from it.
+
+    Raises InputError for a name that is neither known nor can be imported.
+    """
+    if ":" in config.algorithm:
+        return load_function(config.algorithm, what="Objective")(config)
+    if config.algorithm != "prdp":
+        raise InputError(
+            f'unknown objective "{config.algorithm}": expected "prdp", or module:name of a '
+            "function of the configuration that returns an objective"
+        )
     return PRDP(
         beta=config.beta,
         clip=config.clip if config.clipping else None,
@@ -77,7 +88,7 @@ class Finetuner:
     """A policy, a reward and prompts, trained epoch by epoch.
 
     `gold` are rewards that are only ever evaluated, never trained on. `config` is resolved: no
-    None where a number is needed.
+    None where a number is needed. `objective` replaces the one that `config.algorithm` names.
     """
 
     def __init__(
@@ -87,6 +98,7 @@ class Finetuner:
         prompts: PromptSource,
         config: FinetuneConfig,
         gold: Mapping[str, RewardFn] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
         self.gold = gold or {}
@@ -94,7 +106,7 @@ class Finetuner:
             policy.pipe.scheduler, config.num_inference_steps, config.eta
         )
         self.weights = step_weights(self.process, config.step_weights)
-        self.objective = make_objective(config)
+        self.objective: Objective = objective or make_objective(config)
         self.params = policy.trainable()
         self.optimiser = torch.optim.AdamW(
             list(self.params.values()), lr=config.learning_rate, weight_decay=config.weight_decay

@@ -36,7 +36,7 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
     `scheduler`: keep, ddim or ddpm (swapped in with the same noise schedule). Raises InputError for
     anything that cannot be loaded, naming the likely cause.
     """
-    from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     path = str(TINY) if model == "tiny" else model
     if model != "tiny" and _looks_like_path(model) and not Path(model).is_dir():
@@ -56,9 +56,18 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
         )
     except Exception as error:  # a broken or foreign folder fails in as many ways as it has files
         raise InputError(f'cannot load pipeline "{model}": {_reason(error)}') from error
+    return prepare_pipeline(pipe, scheduler=scheduler, name=model)
+
+
+def prepare_pipeline(pipe, *, scheduler: str = "keep", name: str = "the pipeline"):
+    """A pipeline that is loaded already, made ready for `ImagePolicy` in place: its weights frozen,
+    a scheduler whose steps have densities. Arguments and errors as of `load_pipeline`.
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler
+
     if type(pipe).__name__ not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         raise InputError(
-            f'"{model}" is a {type(pipe).__name__}; '
+            f'"{name}" is a {type(pipe).__name__}; '
             "StableDiffusionPipeline and StableDiffusionXLPipeline are supported"
         )
     kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}

@@ -18,6 +18,7 @@ from diffusion.errors import InputError
 from diffusion.finetune import Finetuner, generators, take
 from diffusion.objective import tie_fraction
 from diffusion.pipelines import DTYPES, ImagePolicy
+from diffusion.prdp import PRDP
 
 CHECK = 3  # purpose of the random stream
 PROBES = 6  # denoising steps probed
@@ -73,7 +74,9 @@ def _check_ratio(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
         worst = max(worst, float((again.detach() - stored[i]).abs()))
     report.metrics["check/ratio_error"] = worst
     report.metrics["check/reference_kl"] = float(gap.max())
-    _, eps = tuner.objective.per_dim(int((tuner.weights > 0).sum()), policy_dimensions(policy))
+    eps = None  # an objective of the user's own has no clip that we know of
+    if isinstance(tuner.objective, PRDP):
+        _, eps = tuner.objective.per_dim(int((tuner.weights > 0).sum()), policy_dimensions(policy))
     if eps is not None and not worst <= eps:
         raise InputError(
             f"re-scoring a step moves its log-prob by {worst:.1e} per dimension, more than the "

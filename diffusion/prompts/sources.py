@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,7 +54,7 @@ class PromptSource(Protocol):
 
 
 def load_prompts(
-    spec: str,
+    spec: str | Sequence[str],
     *,
     column: str = "prompt",
     held_out_fraction: float = 0.1,
@@ -63,11 +63,12 @@ def load_prompts(
     """Index `spec` in one pass and split it.
 
     `spec` is a .txt (a prompt a line), .jsonl (objects with key `column`, or strings), .csv or .tsv
-    file (`column` of it), or one of `GENERATORS`. `held_out_fraction` in [0, 1) is the share of
-    distinct prompts kept from training; where the hash picks none, or all, the prompt with the
-    lowest, or all but that with the highest, is held out. At 0, `held_out` returns training
-    prompts. With `eval_spec` (same forms) nothing else is held out: `held_out` reads from there, a
-    world generator meaning its own held-out tenth, and training leaves those prompts out.
+    file (`column` of it), one of `GENERATORS`, or the prompts themselves. `held_out_fraction` in
+    [0, 1) is the share of distinct prompts kept from training; where the hash picks none, or all,
+    the prompt with the lowest, or all but that with the highest, is held out. At 0, `held_out`
+    returns training prompts. With `eval_spec` (same forms) nothing else is held out: `held_out`
+    reads from there, a world generator meaning its own held-out tenth, and training leaves those
+    prompts out.
 
     Raises InputError for whatever makes the prompts unusable.
     """
@@ -80,6 +81,7 @@ def load_prompts(
         fraction, drop = 0.0, held.has
         digests = [f"evaluation {digest}"]
     content = _open(spec, column)
+    spec = spec if isinstance(spec, str) else f"a list of {len(spec)}"
     train: _Side
     if isinstance(content, str):
         train = _Scenes(content, held_out=False, fraction=fraction, drop=drop)
@@ -132,22 +134,29 @@ def prompt_hash(prompt: str) -> int:
 # ------------------------------------------------------------------------------- what there is
 
 
-class _Animals:
-    """The list of animals, read as a file is; offsets are indices."""
+class _InMemory:
+    """A list of prompts, read as a file is; offsets are indices."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.prompts = prompts
 
     def scan(self) -> Iterator[tuple[int, str]]:
-        return enumerate(ANIMALS)
+        return enumerate(self.prompts)
 
     def read(self, offsets: Ints) -> list[str]:
-        return [ANIMALS[i] for i in offsets]
+        return [self.prompts[i] for i in offsets]
 
 
-def _open(spec: str, column: str) -> str | _Animals | PromptFile:
-    """The content behind `spec`: the name of a world, the animals, or a file, not yet read."""
+def _open(spec: str | Sequence[str], column: str) -> str | _InMemory | PromptFile:
+    """The content behind `spec`: the name of a world, a list, or a file, not yet read."""
+    if not isinstance(spec, str):
+        if not spec or not all(isinstance(prompt, str) and prompt.strip() for prompt in spec):
+            raise InputError("Prompts: expected a list of at least one text, none of them empty.")
+        return _InMemory(spec)
     if spec in WORLDS:
         return spec
     if spec == "animals":
-        return _Animals()
+        return _InMemory(ANIMALS)
     if exists(spec):
         return PromptFile(spec, column)
     raise InputError(
@@ -155,16 +164,16 @@ def _open(spec: str, column: str) -> str | _Animals | PromptFile:
     )
 
 
-def _digest(content: str | _Animals | PromptFile) -> str:
+def _digest(content: str | _InMemory | PromptFile) -> str:
     if isinstance(content, PromptFile):
         return f"{content.column} {content.digest}"
-    if isinstance(content, _Animals):
-        return " ".join(ANIMALS)
+    if isinstance(content, _InMemory):
+        return " ".join(content.prompts)
     words = (scenes.SIZES, scenes.TEXTURES, scenes.COLOURS, scenes.SHAPES)
     return repr((content, words, tuple(scenes.POSITIONS), tuple(scenes.RELATIONS)))
 
 
-def _index(content: _Animals | PromptFile, drop: Drop | None = None) -> tuple[Ints, Hashes]:
+def _index(content: _InMemory | PromptFile, drop: Drop | None = None) -> tuple[Ints, Hashes]:
     """Offset and hash of each prompt in order, (N,) each, without the dropped ones."""
     offsets, hashes = array("q"), array("Q")
     for offset, text in content.scan():
@@ -196,7 +205,7 @@ def _distinct(offsets: Ints, hashes: Hashes) -> Ints:
     return offsets if len(first) == len(offsets) else offsets[np.sort(first)]
 
 
-def _evaluation_side(content: str | _Animals | PromptFile) -> tuple[_Side, str]:
+def _evaluation_side(content: str | _InMemory | PromptFile) -> tuple[_Side, str]:
     if isinstance(content, str):
         return _Scenes(content, held_out=True), _digest(content)
     offsets, hashes = _index(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,9 @@ from diffusion.config import PUBLISHED, TINY, FinetuneConfig, check
 
 if TYPE_CHECKING:
     from diffusion.finetune import Finetuner
+    from diffusion.objective import Objective
+    from diffusion.prompts.sources import PromptSource
+    from diffusion.rewards import RewardFn
 
 RESUMABLE = ("epochs", "wandb", "device")  # what a resumed run may go on with differently
 
@@ -54,6 +58,18 @@ class Finetune(FinetuneConfig):
     """Allow reward weights stored as pickles (.pth)."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """Objects that stand in for what options name; of those that are None, the options count."""
+
+    pipeline: Any = None
+    """A diffusers pipeline, as `diffusion.pipelines.load_pipeline` returns one."""
+    reward: RewardFn | None = None
+    gold: Mapping[str, RewardFn] | None = None
+    prompts: PromptSource | Sequence[str] | None = None
+    objective: Objective | None = None
+
+
 def run(config: Finetune) -> None:
     """Run or resume a fine-tuning run; see `train` for what it leaves behind."""
     from genpol.runs.quiet import hush
@@ -83,24 +99,36 @@ def complete(config: Finetune) -> Finetune:
     return config
 
 
-def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
-    """Load model, reward and prompts; returns the tuner and fingerprints for config.json."""
+def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict[str, str]]:
+    """Load model, reward and prompts, or take what is given; returns the tuner and fingerprints
+    for config.json."""
     from diffusion.finetune import Finetuner
-    from diffusion.pipelines import ImagePolicy, fingerprint, load_pipeline, lora_fingerprint
+    from diffusion.pipelines import (
+        ImagePolicy,
+        fingerprint,
+        load_pipeline,
+        lora_fingerprint,
+        prepare_pipeline,
+    )
     from diffusion.prompts.sources import WORLDS, load_prompts
-    from diffusion.rewards import load_reward
+    from diffusion.rewards import Reward, load_reward
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
 
-    device = pick_device(config.device)
+    given, device = given or Given(), pick_device(config.device)
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
-    prompts = load_prompts(
-        config.prompts,
-        column=config.prompt_column,
-        held_out_fraction=config.held_out,
-        eval_spec=config.eval_prompts,
-    )
-    reward = load_reward(config.reward, device=device, trust=config.trust)
+    prompts: Any = given.prompts
+    if not hasattr(prompts, "held_out"):
+        prompts = load_prompts(
+            config.prompts if prompts is None else prompts,
+            column=config.prompt_column,
+            held_out_fraction=config.held_out,
+            eval_spec=config.eval_prompts,
+        )
+    if given.reward is None:
+        reward: RewardFn = load_reward(config.reward, device=device, trust=config.trust)
+    else:  # checked as a loaded one is
+        reward = Reward(config.reward, [(1.0, config.reward, given.reward)])
     names = config.gold_reward
     if names is None and config.prompts in WORLDS:
         names = "gold,gold_wholly,attributes_hard"
@@ -108,8 +136,12 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
         name: load_reward(name, device=device, trust=config.trust)
         for name in (names.split(",") if names else [])
     }
+    gold |= {name: Reward(name, [(1.0, name, one)]) for name, one in (given.gold or {}).items()}
     hide_loading_bars()
-    pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    if given.pipeline is not None:
+        pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler)
+    else:
+        pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
     identity = {
         "model_fingerprint": fingerprint(pipe),
         "prompts_fingerprint": prompts.fingerprint,
@@ -129,10 +161,10 @@ def build(config: Finetune) -> tuple[Finetuner, dict[str, str]]:
         device=device,
         seed=config.seed,
     )
-    return Finetuner(policy, reward, prompts, config, gold), identity
+    return Finetuner(policy, reward, prompts, config, gold, given.objective), identity
 
 
-def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
+def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) -> dict[str, float]:
     """The whole run; writes the run folder and returns the summary.
 
     Leaves `lora/` (or `unet/` with --train full), metrics.csv, summary.json, checkpoints/ and
@@ -147,7 +179,7 @@ def train(config: Finetune, stored: dict[str, Any]) -> dict[str, float]:
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
 
-    tuner, identity = build(config)
+    tuner, identity = build(config, given)
     for key, value in identity.items():
         if stored and stored.get(key) not in (None, value):
             what = key.split("_")[0]

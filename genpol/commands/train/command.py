@@ -10,6 +10,7 @@ from genpol.commands.train.options import CHANGEABLE, Train, check, require_pres
 from genpol.commands.train.options import defaults as defaults
 
 if TYPE_CHECKING:
+    from genpol.commands.train.inputs import Given
     from genpol.training.session import Clock
 
 
@@ -36,7 +37,9 @@ def run(config: Train) -> None:
     train(config, stored, clock)
 
 
-def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, float]:
+def train(
+    config: Train, stored: dict[str, Any], clock: Clock, given: Given | None = None
+) -> dict[str, float]:
     """The whole run, or the rest of it; returns the summary, empty if it was stopped.
 
     Leaves policy/, value/, metrics.csv, summary.json and checkpoints/ in the run folder.
@@ -52,7 +55,7 @@ def train(config: Train, stored: dict[str, Any], clock: Clock) -> dict[str, floa
     from offline.errors import InputError
 
     seed_everything(config.seed)
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, given)
     if stored and stored.get("data_fingerprint") != inputs.fingerprint:
         raise InputError(
             f'--data {config.data} has changed since the run in "{config.resume}" began: restore '

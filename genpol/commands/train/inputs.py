@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genpol.commands.train.options import Train
     from offline.critics.value import ValueFunction
+    from offline.data.episodes import Episode, Episodes
     from offline.data.transitions import Transitions
+    from offline.learning.agent import Agent
     from offline.networks.normalizer import ObsStats
     from offline.spec import ActionSpec
     from offline.types import Policy
 
 OBSERVED = 2000  # random steps that observations are standardised by where there is no data
 IMAGE_SIZE = 64  # of cameras that neither the data nor a policy says the size of
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that stand in for what options name; of those that are None, the options count."""
+
+    env: Callable[[], Any] | None = None
+    """Makes one environment; see `robots.envs.make.make_env`."""
+    data: Episodes | Sequence[Episode] | None = None
+    base: Policy | None = None
+    value: ValueFunction | None = None
+    make_agent: Callable[..., Agent] | None = None
+    """Called as `genpol.agents.make.make_agent` is."""
 
 
 @dataclass
@@ -41,6 +57,8 @@ class Inputs:
     """Those that training acts in: a vector environment."""
     beside: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered during evaluations."""
+    make_agent: Callable[..., Agent] | None = None
+    """Of an agent of one's own; see `Given`."""
     observed: ObsStats | None = None
     """Mean and std of the observations under random actions, where nothing else tells them."""
 
@@ -73,8 +91,8 @@ class Inputs:
         return digest.hexdigest()[:16]
 
 
-def load_inputs(config: Train) -> Inputs:
-    """Load what the options name, the cheap checks first.
+def load_inputs(config: Train, given: Given | None = None) -> Inputs:
+    """Load what the options name, or take what is given, the cheap checks first.
 
     Raises:
         InputError: one of them is missing, faulty, or does not fit the others.
@@ -83,10 +101,15 @@ def load_inputs(config: Train) -> Inputs:
     from offline.models.world_model import StateLayout
     from robots.envs.make import check_env_name, make_env
 
-    if config.env is not None:
+    given = given or Given()
+    if config.env is not None and given.env is None:
         check_env_name(config.env)
     episodes = None
-    if config.data is not None:
+    if given.data is not None:
+        from robots.datasets.open import as_episodes
+
+        episodes = as_episodes(given.data, "data")
+    elif config.data is not None:
         from robots.datasets.open import open_dataset
 
         episodes = open_dataset(config.data)
@@ -97,7 +120,7 @@ def load_inputs(config: Train) -> Inputs:
 
     def new_env() -> Any:
         return make_env(
-            env,
+            given.env or env,
             max_steps=config.max_steps,
             image_keys=images or None,
             distractors=config.distractors,
@@ -124,13 +147,14 @@ def load_inputs(config: Train) -> Inputs:
         data=data,
         base=None,
         target_base=None,
-        value=load_value(config, spec, env),
+        value=load_value(config, spec, env, given.value),
         has_success=probe.has_success,
         make_env=new_env,
-        make_envs=lambda: _vector_env(env, config, images),
+        make_envs=lambda: _vector_env(given.env or env, config, images),
+        make_agent=given.make_agent,
     )
-    if config.base is not None:
-        load_base(config, inputs, probe)
+    if config.base is not None or given.base is not None:
+        load_base(config, inputs, probe, given.base)
     inputs.obs_shapes = _obs_shapes(config, inputs, probe)
     if config.world_model != "none":
         StateLayout.of(inputs.obs_shapes)  # refuses images, before anything takes time
@@ -256,7 +280,7 @@ def _obs_shapes(config: Train, inputs: Inputs, probe: Any) -> dict[str, tuple[in
     return shapes
 
 
-def _vector_env(env: str, config: Train, images: dict[str, int]) -> Any:
+def _vector_env(env: str | Callable[[], Any], config: Train, images: dict[str, int]) -> Any:
     from robots.envs.vector_env import make_vector_env
 
     return make_vector_env(
@@ -268,20 +292,22 @@ def _vector_env(env: str, config: Train, images: dict[str, int]) -> Any:
     )
 
 
-def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | None:
-    """The critic to start from, if one is named.
+def load_value(
+    config: Train, spec: ActionSpec, env: str, given: ValueFunction | None = None
+) -> ValueFunction | None:
+    """The critic to start from, if one is named or given; a given one is copied.
 
     Raises:
         InputError, SpecError: it is not there, or of another task or other actions.
     """
-    if config.value is None:
+    if config.value is None and given is None:
         return None
     from genpol.agents.compatibility import require_same_actions
     from offline.critics.penalties import lipschitz_bound
     from offline.critics.value import ValueFunction
     from offline.errors import InputError
 
-    value = ValueFunction.load(config.value)
+    value = copy.deepcopy(given) if given is not None else ValueFunction.load(config.value or "")
     value.require_env(env)
     require_same_actions(value.spec, spec, "--value")
     bound, wanted = value.architecture["lipschitz_bound"], lipschitz_bound(config)
@@ -301,21 +327,22 @@ def load_value(config: Train, spec: ActionSpec, env: str) -> ValueFunction | Non
     return value
 
 
-def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
-    """Set `base`, and for someone else's policy `target_base` and `beside`.
+def load_base(config: Train, inputs: Inputs, probe: Any, given: Policy | None = None) -> None:
+    """Set `base`, and for someone else's policy `target_base` and `beside`; a given one is copied.
 
     Raises:
         InputError, SpecError: it is not there, of another task, or cannot be used so.
     """
     from genpol.agents.compatibility import require_same_actions
     from genpol.agents.frozen_base import FrozenBase
-    from genpol.policies.policy import load_policy
+    from genpol.policies.policy import ChunkPolicy, load_policy
     from offline.errors import InputError, SpecError
     from robots.policies.load import is_black_box, load_black_box
 
-    assert config.base is not None
-    if not is_black_box(config.base):
-        base = load_policy(config.base)
+    named = config.base or ""
+    ours = isinstance(given, ChunkPolicy) if given is not None else not is_black_box(named)
+    if ours:
+        base = copy.deepcopy(given) if isinstance(given, ChunkPolicy) else load_policy(named)
         if base.env is not None and base.env != inputs.env:
             raise SpecError(
                 f"--base was trained for {base.env}, --env is {inputs.env}: pass a policy of this "
@@ -326,8 +353,10 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
         return
 
     def load() -> Policy:
+        if given is not None:
+            return copy.deepcopy(given)
         return load_black_box(
-            config.base or "",
+            named,
             trust=config.trust,
             env_spec=probe.action_spec,
             action_chunk=config.action_chunk,
@@ -336,8 +365,8 @@ def load_base(config: Train, inputs: Inputs, probe: Any) -> None:
 
     if config.num_envs > 1:
         raise InputError(
-            f"--base {config.base} may remember its episode, so it acts in one environment at a "
-            f"time: pass --num-envs 1, not {config.num_envs}"
+            f"--base {named or type(given).__name__} may remember its episode, so it acts in one "
+            f"environment at a time: pass --num-envs 1, not {config.num_envs}"
         )
     frozen = FrozenBase(load(), load(), inputs.spec)
     inputs.base, inputs.target_base = frozen, frozen.for_targets

@@ -35,7 +35,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         memory_limit=int(config.memory_gb * 2**30),
     )
     model = None if config.world_model == "none" else make_world_model(config, inputs)
-    agent = make_agent(
+    agent = (inputs.make_agent or make_agent)(
         config,
         spec=inputs.spec,
         obs_shapes=inputs.obs_shapes,
