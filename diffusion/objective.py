@@ -36,6 +36,8 @@ class Rollouts:
 
 
 class Objective(Protocol):
+    """A loss over finished chains: log-probs under the current weights in, a scalar out."""
+
     def __call__(self, log_prob: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss, differentiable in `log_prob` (M, T), and metrics."""
         ...

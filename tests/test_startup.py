@@ -40,5 +40,29 @@ def test_help_imports_nothing_heavy(words):
     assert heavy_after(source) == "heavy:"
 
 
+PACKAGES = ("genpol", "offline", "robots", "diffusion")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_imports_nothing_heavy(package):
+    assert heavy_after(f"import {package}; dir({package})") == "heavy:"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_takes_under_a_fifth_of_a_second(package):
+    """In seconds of the CPU, which do not depend on what else the machine does."""
+    source = f"import time; t = time.process_time(); import {package}; "
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", source + "print(time.process_time() - t)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 0.2
+
+
 def test_heavy_imports_are_noticed():
     assert heavy_after("import numpy") == "heavy: numpy"

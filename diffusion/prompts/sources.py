@@ -60,7 +60,7 @@ def load_prompts(
     held_out_fraction: float = 0.1,
     eval_spec: str | None = None,
 ) -> PromptSource:
-    """Index `spec` in one pass and split it.
+    """Prompts to train on and held-out ones: a file, a generator or a list, split by hash.
 
     `spec` is a .txt (a prompt a line), .jsonl (objects with key `column`, or strings), .csv or .tsv
     file (`column` of it), one of `GENERATORS`, or the prompts themselves. `held_out_fraction` in

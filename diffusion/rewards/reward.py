@@ -24,7 +24,7 @@ _RETRY_SECONDS = 10.0  # how long to look for the image a failing reward cannot 
 
 
 class Reward:
-    """What `load_reward` returns; itself a RewardFn.
+    """A weighted sum of reward functions that are checked at every call; itself a reward.
 
     `terms` are (weight, label, function); labels are what `components` and error messages say.
     Functions may return tensors, arrays or lists of B numbers.

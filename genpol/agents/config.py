@@ -157,8 +157,8 @@ IMAGINING: dict[str, Any] = {"imagined_fraction": 0.25, "rollouts_per_step": 10}
 
 
 def usual(agent: str, world_model: str = "none", *, data: bool = False) -> dict[str, Any]:
-    """What the options of an agent are when nobody says otherwise, where that is not the general
-    default; `genpol train` applies it, in Python pass Train(**usual("sac") | options)."""
+    """The options of an agent that differ from the general defaults. `genpol train` applies them;
+    in Python pass Train(**usual("sac") | options)."""
     settings = dict(SAC_USUAL) if agent == "sac" else {}
     if agent == "sac" and (world_model != "none" or not data):
         settings["offline_fraction"] = 0.05 if data else 0.0

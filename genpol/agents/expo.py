@@ -39,7 +39,7 @@ from offline.types import Obs, Policy
 
 
 class EXPO:
-    """An `offline.learning.agent.Agent`.
+    """The agent of EXPO: a policy that imitates, edits of its proposals, the best of them all.
 
     Args:
         base: proposes; one of ours is trained on, anything else stays as it is.

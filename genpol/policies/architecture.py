@@ -12,7 +12,7 @@ Network = Literal["factored", "residual"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Of encoder and head. What runs once per observation is wide, what runs K times narrow.
+    """Sizes of a `ChunkPolicy`. What runs once per observation is wide, what runs K times narrow.
 
     The residual network has the sizes it was published with; of the fields below it uses those of
     the chain and of images.

@@ -95,7 +95,7 @@ def tune(
     distance_weight: float = 0.25,
     batch: int = 64,
 ) -> Tuning:
-    """Choose temperature and gate for steering `base` by `critic`; see the top of the file.
+    """Choose temperature and gate for steering `base` by `critic` on held-out observations.
 
     Args:
         base: proposes.

@@ -11,7 +11,7 @@ from offline.option_check import require
 
 @dataclass(frozen=True)
 class RLConfig(CriticConfig):
-    """Of data, critic and loop. Rates are per update, steps are environment steps."""
+    """Settings of data, critic and loop. Rates are per update, steps are environment steps."""
 
     steps: int = 20_000
     """Environment steps."""

@@ -53,7 +53,7 @@ class Imagines(Protocol):
 
 
 class Loop:
-    """Training in progress; `run` goes on with it.
+    """The loop that acts, stores and learns; `run` goes on with it.
 
     Args:
         agent: what learns.

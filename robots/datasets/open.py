@@ -24,7 +24,7 @@ OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)@(.*)", re.DOTALL)
 
 
 def open_dataset(path: str | Path) -> Episodes:
-    """Open a dataset for reading.
+    """Open a dataset of any known format, or by a reader of your own.
 
     Args:
         path: a file; a folder; "minari:NAME" for one in Minari's local storage; or

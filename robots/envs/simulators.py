@@ -15,7 +15,7 @@ from robots.envs.flat_observations import Obs, Spaces, flat_observation, flat_sp
 
 
 class Simulator(Protocol):
-    """What an environment needs to be told apart from another; counting steps is not its job."""
+    """What `SimulatedEnv` wraps: one family of environments. It does not count steps."""
 
     observation_spaces: Spaces
     action_spec: ActionSpec

@@ -35,7 +35,7 @@ def load_black_box(
     action_chunk: int | None = None,
     language: str | None = None,
 ) -> Policy:
-    """The policy that `text` names (forms above).
+    """Someone else's policy by name, such as "robomimic:FILE", "octo:DIR" or "module:function".
 
     Args:
         text: what `--policy` was given.

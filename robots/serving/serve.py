@@ -53,7 +53,7 @@ class Session(Protocol):
 
 
 class PolicyServer:
-    """Listens and answers; `run` in the foreground, or as a context manager in the background.
+    """A server of policies: `run` in the foreground, or by `with` in the background.
 
     Args:
         make_session: makes a connection's session; called in the worker thread.

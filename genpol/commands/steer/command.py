@@ -50,7 +50,7 @@ def require_success(env: Any) -> None:
 
 
 def steer(config: Steer) -> SteerResult:
-    """The whole evaluation; also leaves the run folder.
+    """Compare a policy with and without steering, as `genpol steer` does; leaves the run folder.
 
     Raises:
         InputError: for what a user can mend; nothing has been written then.

@@ -1,0 +1,17 @@
+from diffusion.config import FinetuneConfig as FinetuneConfig
+from diffusion.errors import InputError as InputError
+from diffusion.errors import RewardError as RewardError
+from diffusion.finetune import Finetuner as Finetuner
+from diffusion.objective import Objective as Objective
+from diffusion.objective import Rollouts as Rollouts
+from diffusion.pipelines import ImagePolicy as ImagePolicy
+from diffusion.pipelines import load_lora as load_lora
+from diffusion.pipelines import load_pipeline as load_pipeline
+from diffusion.pipelines import prepare_pipeline as prepare_pipeline
+from diffusion.prdp import PRDP as PRDP
+from diffusion.prompts.sources import PromptSource as PromptSource
+from diffusion.prompts.sources import load_prompts as load_prompts
+from diffusion.rewards import load_reward as load_reward
+from diffusion.rewards.reward import Reward as Reward
+from diffusion.selfcheck import self_check as self_check
+from diffusion.two_pass import two_pass_backward as two_pass_backward

@@ -1,0 +1,13 @@
+from robots.datasets.memory import EpisodeList as EpisodeList
+from robots.datasets.open import open_dataset as open_dataset
+from robots.datasets.robomimic_hdf5 import write_hdf5 as write_hdf5
+from robots.envs.make import layout_seed as layout_seed
+from robots.envs.make import make_env as make_env
+from robots.envs.simulated_env import SimulatedEnv as SimulatedEnv
+from robots.envs.simulators import Simulator as Simulator
+from robots.envs.vector_env import make_vector_env as make_vector_env
+from robots.policies.callable_policy import CallablePolicy as CallablePolicy
+from robots.policies.load import load_black_box as load_black_box
+from robots.serving.client import RemotePolicy as RemotePolicy
+from robots.serving.serve import PolicyServer as PolicyServer
+from robots.serving.serve_policy import serve_policy as serve_policy

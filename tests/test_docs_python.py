@@ -1,0 +1,83 @@
+"""Every example of docs/PYTHON.md and docs/EXTENDING.md does what the page says.
+
+Those of PYTHON.md run as printed, but for the replacements below, which make them short. Those of
+EXTENDING.md are written where the page says, and their tests are run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from pages import ROOT, blocks, files, sections
+
+PYTHON, EXTENDING = sections("docs/PYTHON.md"), sections("docs/EXTENDING.md")
+# Heading -> (what is printed, what is run instead) and what the example must print.
+EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
+    "Steer a policy": ([("range(50)", "range(2)")], "steered: success in"),
+    "Train a critic": ([("steps=8_000", "steps=20")], "held out, AUC of success: 0."),
+    "Fine-tune a pipeline with a reward of your own": (
+        [("epochs=10", "epochs=1, prompts_per_epoch=2, images_per_prompt=4, eval_images=4")],
+        "held out: ",
+    ),
+    "Train EXPO on a gymnasium environment of your own": (
+        [
+            ("steps=5_000, start_steps=1_000", "steps=60, start_steps=40, update_after=40"),
+            ("output=output)", "output=output, eval_episodes=2, hidden=(32, 32))"),
+        ],
+        "success: ",
+    ),
+    "Serve": ([], " answers with 4 actions"),
+}
+FAMILIES = ("A reward", "An objective", "An environment family", "A policy adapter",
+            "A dataset format", "An agent")  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+
+
+def test_every_example_is_run():
+    assert {heading for heading, text in PYTHON.items() if blocks(text)} == set(EXAMPLES)
+    assert {heading for heading, text in EXTENDING.items() if blocks(text)} == set(FAMILIES)
+    for heading in EXAMPLES:
+        assert len(blocks(PYTHON[heading])) == 1
+    for heading in FAMILIES:
+        assert len(files(EXTENDING[heading])) == len(blocks(EXTENDING[heading])) == 2
+
+
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_an_example_of_the_python_page(heading, tmp_path):
+    """In a process of its own, as a user's script: so its imports are enough."""
+    (source,) = blocks(PYTHON[heading])
+    replaced, printed = EXAMPLES[heading]
+    for before, after in replaced:
+        assert source.count(before) == 1, f'"{before}" is no longer in the example'
+        source = source.replace(before, after)
+    (tmp_path / "example.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+
+
+def test_the_examples_of_the_extending_page(tmp_path):
+    """All at once, so that what is heavy is imported once; each in the folder of its section."""
+    names = []
+    for heading in FAMILIES:
+        for name, source in files(EXTENDING[heading]).items():
+            (tmp_path / name).write_text(source)
+            names.append(name)
+    assert len(set(names)) == 2 * len(FAMILIES)
+    tests = sorted(name for name in names if name.startswith("test_"))
+    assert len(tests) == len(FAMILIES)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
