@@ -232,7 +232,7 @@ def write_hdf5(
     seed: int = 0,
     meta: dict[str, Any] | None = None,
 ) -> RobomimicHdf5:
-    """Write episodes to a robomimic HDF5 file, one by one as they come; the file appears when all are there.
+    """Write a robomimic HDF5 file, one episode at a time; it appears when all are there.
 
     Args:
         path: replaced at the end; on an error or an interrupt it stays as it was.
