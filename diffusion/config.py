@@ -45,6 +45,16 @@ TINY: dict[str, Any] = {
 }
 
 
+def recommended_texts() -> dict[str, str]:
+    """The recommended settings in words: "10 for tiny, 50 for other models"."""
+    texts = {}
+    for name, value in PUBLISHED.items():
+        tiny = TINY[name]
+        one, other = (f"{v:.12g}" if isinstance(v, float) else str(v) for v in (value, tiny))
+        texts[name] = one if value == tiny else f"{other} for tiny, {one} for other models"
+    return texts
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Settings of the fine-tuning loop. `None` takes the model's recommended value."""
@@ -52,65 +62,76 @@ class FinetuneConfig:
     algorithm: str = "prdp"
     """Objective to train with: "prdp", or module:name of a function that makes one of yours."""
     epochs: int | None = None
-    """Rollout-then-update rounds; default 10."""
+    """Rounds of drawing images and updating, above 0."""
     seed: int = 0
-    """Seed of everything random; a run is a function of its configuration."""
+    """Seed of everything random. A run is a function of its configuration."""
     prompts_per_epoch: int | None = None
-    """Prompts drawn an epoch (N)."""
+    """Prompts of each epoch (N), above 0."""
     images_per_prompt: int | None = None
-    """Images drawn for each prompt (B); at least 2, since the loss compares images."""
+    """Images drawn for each prompt (B), at least 2, since the loss compares images of one
+    prompt."""
     inner_steps: int | None = None
-    """Optimiser steps on each epoch's images (K)."""
+    """Optimiser steps on each epoch's images (K), above 0."""
     beta: float | None = None
-    """Reward temperature of PRDP: smaller follows the reward harder (see --unit)."""
+    """Reward temperature of PRDP, above 0, in the unit of --unit. A smaller one follows the reward
+    harder."""
     clip: float | None = None
-    """Half-width of PRDP's per-step clip around the old log-ratio (see --unit)."""
+    """Half-width of PRDP's clip of each step's log-ratio around the old one, above 0, in the unit
+    of --unit."""
     clipping: bool = True
-    """Whether to clip at all."""
+    """Clip the log-ratios."""
     unit: Literal["per_dim", "nats"] = "per_dim"
-    """Unit of beta and clip: means over steps and dimensions as published, or joint nats."""
+    """Unit of --beta and --clip: means over steps and dimensions as published (per_dim), or nats of
+    the joint density."""
     aggregate: Literal["mean", "sum"] = "mean"
-    """Aggregate step log-ratios by their mean (supplement) or their sum (main text)."""
+    """How step log-ratios become one number: their mean, as in the supplement, or their sum, as in
+    the main text."""
     step_weights: Literal["uniform", "skip_last", "balanced"] | None = None
-    """Weight of each denoising step in the log-ratio; uniform is as published."""
+    """Weight of each denoising step in the log-ratio: the same as published (uniform), none for the
+    last step (skip_last), or inverse to how much the network's output moves the step (balanced)."""
     num_inference_steps: int | None = None
-    """Denoising steps (T)."""
+    """Denoising steps (T), above 0."""
     guidance_scale: float | None = None
-    """Classifier-free guidance, the same in rollout, training and reference; 1 is none."""
+    """Classifier-free guidance in drawing, training and reference alike. 1 is none."""
     negative_prompt: str = ""
-    """Negative prompt for guidance."""
+    """Negative prompt for guidance. Default: none."""
     eta: float = 1.0
-    """DDIM's noise level; 0 has no step densities to train on."""
+    """Noise level of DDIM, above 0. At 0 its steps have no density to train on."""
     learning_rate: float | None = None
-    """AdamW's learning rate."""
+    """Learning rate of AdamW, above 0."""
     weight_decay: float = 1e-4
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradient-norm clip."""
+    """Norm that the gradient is clipped to, above 0."""
     train: Literal["lora", "full"] = "lora"
-    """Train a LoRA, or the full UNet."""
+    """What is trained: a LoRA, or the full UNet."""
     lora_rank: int | None = None
-    """Rank of the LoRA."""
+    """Rank of the LoRA, above 0."""
     lora_targets: Literal["attention", "all"] | None = None
-    """Layers that get one: attention projections, or also feed-forward and convolutions."""
+    """Layers that get a LoRA: attention projections, or also feed-forward layers and
+    convolutions."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the trained weights; 0 is none."""
+    """Decay of the moving average of the trained weights, at least 0 and below 1. 0 keeps no
+    average."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, for less memory and more time."""
     autocast: Literal["bf16", "fp16"] | None = None
-    """Mixed-precision autocast for the UNet."""
+    """Mixed precision of the UNet. Default: none, the precision of --dtype."""
     storage_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage of the chains; rounded before scoring, so log-probs stay exact."""
+    """Precision in which chains are stored. They are rounded before they are scored, so log-probs
+    stay exact."""
     rollout_batch: int | None = None
-    """Images drawn at a time."""
+    """Images drawn at a time, above 0."""
     micro_batch: int | None = None
-    """Denoising steps per forward/backward; bounds memory, never changes the gradient."""
+    """Denoising steps of one forward and backward pass, above 0. It bounds memory and does not
+    change the gradient."""
     eval_images: int = 64
-    """Images at each evaluation, one for each of that many held-out prompts, with fixed seeds."""
+    """Images of each evaluation, one for each of that many held-out prompts, with the same seeds
+    every time."""
     final_eval_images: int | None = None
-    """The same before and after training; default --eval-images."""
+    """Images of the evaluations before and after training. Default: --eval-images."""
     eval_every: int = 5
-    """Epochs between evaluations."""
+    """Epochs between evaluations, above 0."""
 
     def resolved(self, recommended: dict[str, Any]) -> Self:
         """A copy in which every None that has a recommended value takes it."""

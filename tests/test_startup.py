@@ -22,7 +22,7 @@ def heavy_after(source: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_help_takes_under_two_seconds():
+def test_help_takes_under_a_second():
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -31,7 +31,7 @@ def test_help_takes_under_two_seconds():
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
         assert all(name in done.stdout for name in COMMANDS)
-    assert min(seconds) < 2.0
+    assert min(seconds) < 1.0
 
 
 @pytest.mark.parametrize("words", [[], *(name.split() for name in COMMANDS)], ids=" ".join)

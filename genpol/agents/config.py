@@ -18,79 +18,91 @@ class TrainConfig(RLConfig, WorldModelConfig):
     """Settings of `genpol train`: of the backbone, world models, policies and agents."""
 
     agent: AgentName = "expo"
-    """"expo": an expressive policy, edits of its proposals, and the best of them all. "bestofn":
-    the same without edits. "bc": imitation alone, of all data. "rlpd": a Gaussian policy on the
-    same critic. "sac": the same without data. "idql", "fql", "dsrl": see docs/AGENTS.md."""
+    """Algorithm. "expo" edits proposals of an expressive policy and takes the best of them all.
+    "bestofn" is expo without edits. "bc" imitates all data and learns no values. "rlpd" trains a
+    Gaussian policy with the same critic. "sac" is rlpd without data. docs/AGENTS.md explains these,
+    "idql", "fql" and "dsrl"."""
     policy: Literal["diffusion", "flow"] = "flow"
-    """The base policy, unless --base brings one."""
+    """Kind of the base policy. --base brings its own."""
     denoising_steps: int = 10
-    """Steps of its chain (T)."""
+    """Steps of the base policy's denoising chain (T), at least 1."""
     network: Literal["factored", "residual"] = "factored"
-    """"factored": narrow where it runs for every candidate and step; "residual": as published with
-    EXPO, three residual blocks of 1024."""
+    """Network of the base policy. "factored" is narrow in the part that runs for every candidate
+    and step. "residual" is the one published with EXPO: three residual blocks of 1024 units."""
     features: int = 512
-    """Width of the base policy's observation encoder (factored)."""
+    """Units of the base policy's observation encoder, with --network factored."""
     width: int = 64
-    """Width of the part that runs for every candidate and step (factored)."""
+    """Units of the base policy's part that runs for every candidate and step, with --network
+    factored."""
     base_lr: float = 3e-4
-    """Learning rate of the base policy; 0 freezes it."""
+    """Learning rate of the base policy. 0 freezes it."""
     base_ema: float = 0.999
-    """Decay of the average of its weights, which acts."""
+    """Decay of the moving average of the base policy's weights, at least 0 and below 1. The average
+    acts."""
     base_filter: Literal["all", "success"] = "all"
-    """What the base policy imitates while training: everything, or only what succeeded."""
+    """Episodes that the base policy imitates while training: all, or the successful ones."""
     pretrain_steps: int = 4_000
-    """Steps of cloning --data before the first environment step; none with --base."""
+    """Steps in which the base policy clones --data before the first environment step. It clones
+    nothing with --base."""
     critic_pretrain: Literal["none", "td", "calql", "iql"] = "none"
-    """How the critic learns from --data before the first environment step."""
+    """How the critic learns from --data before the first environment step: not at all, by its own
+    TD loss, by Cal-QL, or by IQL."""
     critic_pretrain_steps: int = 0
-    """For how many steps."""
+    """Updates of --critic-pretrain."""
 
     num_candidates: int = 8
-    """Samples of the base policy for each decision and each target (N)."""
+    """Proposals of the base policy for each decision and each target (N), at least 1."""
     edits: int = 1
-    """Edits of each sample; 0 is best-of-N."""
+    """Edits of each proposal. 0 makes expo the best of N."""
     edit_scale: float = 0.1
-    """How far an edit can move a normalised action (beta)."""
+    """Largest change that an edit makes to an action normalised to [-1, 1] (beta), above 0 and at
+    most 2."""
     adaptive_edit_scale: bool = False
-    """Learn beta by the gradient of the value, within .01 and 1."""
+    """Learn beta by the gradient of the value, between 0.01 and 1."""
     edit_scale_lr: float = 1e-4
-    """Learning rate of beta."""
+    """Learning rate of beta, with --adaptive-edit-scale."""
     clip_edits: bool = True
-    """Clip edited actions to [-1, 1]; the released code does not."""
+    """Clip edited actions to [-1, 1]. The released code does not clip them."""
     backup: Literal["plain", "fresh", "decoupled"] = "plain"
-    """Who values the best next action: "plain" the heads that chose it, "fresh" another draw of
-    heads (the released code), "decoupled" heads that had no part in the choice."""
+    """Critic heads that value the next action in a target: those that chose it (plain), another
+    draw of heads as in the released code (fresh), or heads that had no part in the choice
+    (decoupled)."""
     entropy_backup: bool = False
-    """Subtract the edit's entropy term in the target (the paper; the released code does not)."""
+    """Subtract the edit's entropy term in the target, as in the paper. The released code does
+    not."""
     edit_entropy: Literal["unscaled", "released"] = "unscaled"
-    """Entropy that the temperature holds: of the edit before scaling by beta, or after it."""
+    """Entropy that the temperature holds at its target: of the edit before it is scaled by beta
+    (unscaled), or after (released)."""
     init_temperature: float = 0.1
-    """Initial entropy temperature, in units of the reward."""
+    """Entropy temperature at the start, in units of the reward, above 0."""
     target_entropy: float | None = None
-    """Default -H A / 2, for dsrl 0."""
+    """Entropy that the temperature holds, in nats per decision. Default: -H * A / 2 for chunks of H
+    actions of A numbers; 0 with --agent dsrl."""
     backup_uses_average: bool = False
-    """Targets propose with the average of the base policy; the released code's uses the newest."""
+    """Let the moving average of the base policy propose in targets. The newest weights propose
+    otherwise, as in the released code."""
     act_select: Literal["argmax", "softmax"] = "argmax"
-    """How acting chooses among candidates."""
+    """How acting chooses among candidates: the highest value, or a draw by softmax(value /
+    --act-temperature)."""
     act_temperature: float = 1.0
-    """Of softmax."""
+    """Temperature of --act-select softmax, in units of the value, above 0."""
 
     candidates: Literal["chain", "two-step", "student", "noise-filter"] = "chain"
-    """Where targets get base candidates from: the whole chain, a chain of two steps, a one-step
-    student of the chain, or a chain for the best of the noises only."""
+    """How targets get base candidates: by the whole chain, by a chain of two steps, by a one-step
+    student of the chain, or by the chain from the best noises only (noise-filter)."""
     candidate_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the candidate chain; scores are always float32."""
+    """Arithmetic of the candidate chain in targets. Scores are always float32."""
     cache_age: int = 0
-    """Reuse a transition's base candidates for this many updates; edits and scores stay fresh.
-    0 is off. Free with a frozen base policy."""
+    """Updates for which the base candidates of a transition are reused. Edits and scores are always
+    computed afresh. 0 reuses nothing. With a frozen base policy reuse costs variety alone."""
 
     expectile: float = 0.7
-    """Of the state value (idql)."""
+    """Expectile of the state value, between 0 and 1 (idql)."""
     fql_alpha: float = 30.0
-    """Weight of staying near the flow (fql), against values scaled to a mean of 1. At 1 and below
-    the student leaves the flow within a thousand steps."""
+    """Weight of staying near the flow policy, against values scaled to a mean of 1 (fql). At 1 and
+    below the student leaves the flow within a thousand steps."""
     noise_bound: float = 1.5
-    """Noise that the actor may choose lies within (dsrl)."""
+    """Largest absolute value of each number of the noise that the actor chooses, above 0 (dsrl)."""
 
     def check(self) -> None:
         """Check every number.
@@ -157,8 +169,8 @@ IMAGINING: dict[str, Any] = {"imagined_fraction": 0.25, "rollouts_per_step": 10}
 
 
 def usual(agent: str, world_model: str = "none", *, data: bool = False) -> dict[str, Any]:
-    """The options of an agent that differ from the general defaults. `genpol train` applies them;
-    in Python pass Train(**usual("sac") | options)."""
+    """The options of an agent that differ from the general defaults. `genpol train` and
+    `Train.recommended` apply them."""
     settings = dict(SAC_USUAL) if agent == "sac" else {}
     if agent == "sac" and (world_model != "none" or not data):
         settings["offline_fraction"] = 0.05 if data else 0.0

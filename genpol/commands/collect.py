@@ -14,49 +14,70 @@ if TYPE_CHECKING:
     from robots.envs.simulated_env import SimulatedEnv
     from robots.operators.experts import Operator
 
+# Operators -> smallest and largest error of the object's position, in metres.
+BIAS = {"clean-sloppy": (0.03, 0.06), "two-mode": (0.01, 0.035)}
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "env", "output", "operators", "episodes", "sloppy_fraction", "seed", "image_size",
+        "overwrite",
+    ),
+    "operators": ("noise", "sloppy_noise", "bias_min", "bias_max", "bias_side", "mode_sides"),
+    "episodes": ("max_steps", "valid_fraction"),
+}  # fmt: skip
+# What help shows for settings that --operators decides.
+DEFAULT_TEXTS = {
+    f"bias_{end}": "; ".join(f"{BIAS[who][i]:g} with {who}" for who in BIAS)
+    for i, end in enumerate(("min", "max"))
+}
+
 
 @dataclass(frozen=True)
 class Collect:
-    """Collect demonstrations from a scripted expert in the hands of two operators, failures kept.
+    """Collect demonstrations by two imperfect scripted operators, failures kept.
 
-    clean-sloppy: a careful one, and one with an unsteady hand who misjudges where the object is.
-    two-mode: two with steady hands, each of whom misjudges it towards a side of his own.
+    Both are a scripted expert with errors added. clean-sloppy: one operator is careful; the other
+    has an unsteady hand and misjudges where the object is. two-mode: both have steady hands; each
+    misjudges the object towards a side of their own.
     """
 
     env: str
-    """Such as metaworld/pick-place-v3 (all 50 tasks have an expert) or ogbench/cube-single-v0
-    (cubes, scene and puzzles have)."""
+    """Environment, such as metaworld/pick-place-v3 or ogbench/cube-single-v0. All 50 tasks of
+    metaworld have an expert, and so have OGBench's cubes, scene and puzzles."""
     output: Path
-    """The HDF5 file to write."""
+    """HDF5 file to write."""
     operators: Literal["clean-sloppy", "two-mode"] = "clean-sloppy"
-    """Who demonstrates; two-mode operators have half the episodes each."""
+    """Who demonstrates. Each of two-mode's operators has half the episodes."""
     episodes: int = 120
-    """Episodes in all."""
+    """Episodes in all, at least 1."""
     sloppy_fraction: float = 0.67
-    """clean-sloppy: share of the episodes by the sloppy operator."""
+    """Share of the episodes by the sloppy operator, 0 to 1 (clean-sloppy)."""
     seed: int = 0
-    """Of layouts, order, bias and noise."""
+    """Seed of layouts, order, bias and noise."""
     noise: float = 0.05
-    """Careful and two-mode operators: standard deviation added to each action (in [-1, 1])."""
+    """Standard deviation of the noise of careful and two-mode operators, added to each action in
+    [-1, 1]."""
     sloppy_noise: float = 0.2
-    """Sloppy operator: the same."""
+    """Standard deviation of the noise of the sloppy operator, likewise."""
     bias_min: float | None = None
-    """Least error of the object's position, in metres, fixed per episode; default .03 for the
-    sloppy operator, .01 for two-mode ones."""
+    """Smallest error of the object's position, in metres, drawn once per episode."""
     bias_max: float | None = None
-    """Largest error of the object's position; default .06 for the sloppy operator, .035 for
-    two-mode ones."""
+    """Largest error of the object's position, in metres."""
     bias_side: Literal["habit", "random"] = "habit"
-    """Sloppy operator errs towards one side, drawn by the seed, or a random one per episode."""
+    """Side towards which the sloppy operator errs: one for all episodes, drawn by the seed (habit),
+    or another for each episode (random)."""
     mode_sides: tuple[Literal["x+", "x-", "y+", "y-"], ...] = ("x+", "y+")
-    """two-mode: the side towards which each operator errs; in metaworld x is sideways and y away
-    from the robot, in OGBench x is away from it."""
+    """Side towards which each operator errs (two-mode). In metaworld x is sideways and y is away
+    from the robot. In OGBench x is away from the robot."""
     max_steps: int | None = None
-    """Give up after this many steps; default 200 in metaworld, OGBench's own limit there."""
+    """Steps after which an episode is given up. Default: 200 in metaworld; OGBench's own limit
+    there."""
     valid_fraction: float = 0.1
-    """Share of the episodes in the split "valid"; the others are "train"."""
+    """Share of the episodes in the split "valid", at least 0 and below 1. The others are in
+    "train"."""
     image_size: int | None = None
-    """Also store camera images of this height and width, as "image"."""
+    """Height and width of camera images, in pixels, which are stored as "image". Default: no
+    images."""
     overwrite: bool = False
     """Replace an existing file."""
 
@@ -106,7 +127,7 @@ def run(config: Collect) -> None:
 
 def with_defaults(config: Collect) -> Collect:
     """The bias that was not given: small for two modes, large for the sloppy operator."""
-    least, most = (0.01, 0.035) if config.operators == "two-mode" else (0.03, 0.06)
+    least, most = BIAS[config.operators]
     return dataclasses.replace(
         config,
         bias_min=least if config.bias_min is None else config.bias_min,

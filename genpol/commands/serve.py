@@ -13,57 +13,80 @@ if TYPE_CHECKING:
     from robots.serving.serve import Session
 
 PROXY_CANDIDATES, CANDIDATES = 8, 32
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "policy", "upstream", "value", "num_candidates", "temperature", "host", "port", "api_key",
+        "rename", "prompt", "trust",
+    ),
+    "choice": ("margin", "gate", "value_weights", "deadline_ms"),
+    "observations and instruction": ("language_model", "env"),
+    "limits": ("rate_limit", "max_message_mb", "max_connections"),
+    "other server": ("parallel", "timeout"),
+    "run": ("seed",),
+}  # fmt: skip
+# What help shows for settings that are decided later.
+DEFAULT_TEXTS = {"num_candidates": f"{CANDIDATES}; {PROXY_CANDIDATES} with --upstream"}
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a (steered) policy, or steer another server's policy, over openpi's protocol."""
+    """Serve a policy, steered or not, or steer another server's policy (openpi)."""
 
     policy: str | None = None
-    """Folder of `genpol clone`, robomimic:FILE, octo:DIR, lerobot:DIR or module:function."""
+    """Policy to serve: a folder of `genpol clone` or `genpol train`, or robomimic:FILE, octo:DIR,
+    lerobot:DIR or module:function. Default: none; --upstream is needed instead."""
     upstream: str | None = None
-    """Instead of --policy: another policy server, ws://host:port, to be asked K times."""
+    """Other policy server, ws://HOST:PORT. It is asked for K answers and the best is passed on.
+    Default: none; --policy is needed instead."""
     value: tuple[str, ...] = ()
-    """Folder of `genpol value` to choose by; several are composed."""
+    """Folders of `genpol value` or `genpol train` to choose by. Scores of several values are
+    standardised over the candidates and summed with --value-weights. Default: none, proposals are
+    not ranked."""
     value_weights: tuple[float, ...] = ()
-    """Weights of several values; default equal."""
+    """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     host: str = "127.0.0.1"
-    """Address to listen on; anything but loopback should have an API key."""
+    """Address to listen on. Anything but loopback should have an API key."""
     port: int = 8000
-    """Port to listen on."""
+    """Port to listen on, 0 to 65535. 0 takes a free one."""
     num_candidates: int | None = None
-    """Proposals that are ranked (K); default 32, with --upstream 8."""
+    """Proposals that are ranked for each decision (K), at least 1."""
     temperature: float = 1.0
-    """Choose by softmax(value / temperature), in units of value; 0 takes the best."""
+    """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
+    0 takes the best."""
     margin: float | None = None
-    """Keep the first proposal unless another is better by this much; replaces --temperature."""
+    """Choose the best proposal only where it beats the first by this much, in units of the value,
+    at least 0. This replaces --temperature. Default: off."""
     gate: float | None = None
-    """Take the first proposal where the critics disagree by more than this."""
+    """Take the first proposal where the critics disagree by more than this, in units of the value,
+    at least 0. Default: off."""
     deadline_ms: float | None = None
-    """Rank the proposals that there are after this time."""
+    """Milliseconds for a decision, above 0. The proposals that have arrived by then are ranked.
+    Default: no limit."""
     parallel: int = 8
-    """Connections to --upstream, each with one request under way."""
+    """Connections to --upstream, at least 1. Each has one request under way."""
     timeout: float = 30.0
-    """Seconds to wait for an answer of --upstream."""
+    """Seconds to wait for an answer of --upstream, above 0."""
     rename: tuple[str, ...] = ()
-    """Observation keys, the robot's=the trained one: observation/state=state."""
+    """Observations that are called otherwise by the robot: ROBOT_KEY=TRAINED_KEY, such as
+    observation/state=state. Default: none."""
     prompt: str | None = None
-    """Instruction where the robot sends none."""
+    """Instruction where the robot sends none. Default: none."""
     language_model: str = "shipped"
-    """Sentence encoder for values and policies trained with language: "shipped" or a folder."""
+    """Sentence encoder for values and policies trained with language: "shipped", or a folder."""
     env: str | None = None
-    """Environment whose actions a black box gives; default those of --value."""
+    """Environment whose actions a black box gives. Default: the environment of --value."""
     api_key: str | None = None
-    """What clients must send; default $GENPOL_API_KEY. Towards --upstream goes
-    $GENPOL_UPSTREAM_API_KEY."""
+    """Key that clients must send. $GENPOL_UPSTREAM_API_KEY is sent to --upstream. Default:
+    $GENPOL_API_KEY, else none."""
     rate_limit: float = 1000.0
-    """Requests per second from one address; more are answered with an error."""
+    """Requests per second from one address, above 0. Further ones are answered with an error."""
     max_message_mb: float = 16.0
-    """Bigger messages are answered with an error."""
+    """Size of a message in MiB, above 0. Larger ones are answered with an error."""
     max_connections: int = 128
-    """Clients at once."""
+    """Clients at the same time, at least 1."""
     trust: bool = False
-    """Load checkpoints that are pickles, which can run code when they are opened."""
+    """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     seed: int = 0
     """Seed of the noise."""
 

@@ -13,34 +13,37 @@ class CriticConfig:
     """Of the critic, its target and its penalties; see `offline.critics.td`."""
 
     value_ensemble: int = 10
-    """Critic heads (E)."""
+    """Critic heads (E), at least 1."""
     subset: int = 2
-    """Heads whose minimum is the target, drawn afresh for every update."""
+    """Heads whose minimum is the target, drawn afresh for every update, 1 to --value-ensemble."""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """Units of each hidden layer of critic and actor."""
+    """Units of each hidden layer of critic and actor, one number per layer."""
     lr: float = 3e-4
-    """Learning rate of critic, actor and edit policy."""
+    """Learning rate of critic, actor and edit policy, above 0."""
     target_rate: float = 0.005
-    """Step of the target critic towards the critic."""
+    """Step of the target critic towards the critic at each update, above 0 and at most 1."""
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the critic's hidden layers in training; weights stay float32, and so does
-    every score that candidates are ranked by."""
+    """Arithmetic of the critic's hidden layers in training. Weights stay float32, and so do the
+    scores that rank candidates."""
     layer_norm: bool = True
-    """LayerNorm in the critic's hidden layers, but for `lipschitz="spectral"`, which excludes it.
-    It keeps values of unseen actions from growing; MBPO, VaGraM and RAVL are published without."""
+    """Normalise the critic's hidden layers (LayerNorm), which keeps values of unseen actions from
+    growing. MBPO, VaGraM and RAVL are published without. --lipschitz spectral replaces it."""
     value_diversity: float = 0.0
-    """Weight of the diversity of the heads' action gradients (EDAC, RAVL); 0 is off."""
+    """Weight of the diversity of the heads' action gradients (EDAC, RAVL), at least 0. 0 turns it
+    off."""
     lipschitz: Literal["none", "spectral", "adversarial"] = "none"
-    """Bound the critic's Lipschitz constant: "spectral" normalises its layers, "adversarial"
-    penalises how much a small change of the state changes the value."""
+    """How the critic's Lipschitz constant is bounded: not at all, by normalised layers (spectral),
+    or by a penalty on how much a small change of the state changes the value (adversarial)."""
     lipschitz_bound: float = 1.0
-    """Largest singular value of each layer (c, spectral)."""
+    """Largest singular value of each layer (c), above 0, with --lipschitz spectral."""
     lipschitz_weight: float = 0.1
-    """Of the penalty (lambda, adversarial)."""
+    """Weight of the penalty (lambda), at least 0, with --lipschitz adversarial."""
     lipschitz_radius: float = 0.1
-    """Largest change of each standardised state dimension (epsilon, adversarial)."""
+    """Largest change of each standardised state dimension (epsilon), above 0, with --lipschitz
+    adversarial."""
     lipschitz_attack: Literal["fgsm", "pgd", "uniform"] = "fgsm"
-    """How the change is found: one step along the gradient's sign, several, or at random."""
+    """How the change is found: one step along the gradient's sign (fgsm), several steps (pgd), or
+    at random (uniform)."""
 
     def check(self) -> None:
         """Check every number.

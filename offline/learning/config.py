@@ -14,58 +14,64 @@ class RLConfig(CriticConfig):
     """Settings of data, critic and loop. Rates are per update, steps are environment steps."""
 
     steps: int = 20_000
-    """Environment steps."""
+    """Environment steps, at least 0."""
     utd: float = 1.0
-    """Critic updates per environment step; may be below 1."""
+    """Critic updates per environment step, above 0. It may be below 1."""
     policy_utd: float = 1.0
-    """Updates of the policy per environment step, at most those of the critic."""
+    """Policy updates per environment step, above 0 and at most --utd."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per update, at least 1."""
     offline_fraction: float = 0.5
-    """Share of each batch that comes from --data, once there is experience to mix it with."""
+    """Share of each batch that comes from --data, 0 to 1, once replay has something to mix it
+    with."""
     imagined_fraction: float = 0.0
-    """Share of each batch that comes from a world model, where there is one."""
+    """Share of each batch that comes from the world model, 0 to 1. Together with --offline-fraction
+    it is at most 1."""
     action_chunk: int = 4
-    """Actions proposed, scored and executed together (H)."""
+    """Actions that are proposed, scored and executed together (H), at least 1."""
     n_step: int | None = None
-    """Rewards summed before a target bootstraps, at least H; default H."""
+    """Environment steps whose rewards a target sums before it bootstraps, at least H. Default: H,
+    the --action-chunk."""
     discount: float = 0.99
-    """Per environment step."""
+    """Discount per environment step, at least 0 and below 1."""
     reward: Literal["sparse", "zero-one", "dataset"] = "sparse"
-    """"sparse": -1 a step until success; "zero-one": 1 at success; "dataset": the environment's."""
+    """Reward of an environment step: -1 until success (sparse), 1 at success and 0 elsewhere
+    (zero-one), or the environment's own (dataset)."""
     reward_scale: float = 1.0
-    """Multiplies every reward; the temperature is in the same units."""
+    """Factor of every reward, above 0. Entropy temperatures are in the scaled units."""
     replay_capacity: int = 1_000_000
-    """Environment steps kept; the oldest are overwritten."""
+    """Environment steps that the replay keeps, at least 1. New steps then replace the oldest."""
     memory_gb: float = 2.0
-    """What of it is larger lives in a memory-mapped file; larger datasets are streamed."""
+    """Memory for the replay, and again for --data, in GiB. A larger replay is kept in a file in the
+    run folder; larger data is read from its files for every batch."""
     num_envs: int = 1
-    """Environments side by side."""
+    """Environments that act at the same time, at least 1."""
     offline_updates: int = 0
-    """Updates of the whole agent on --data, and on what a world model imagines, before the first
-    environment step; with --steps 0 that is all."""
+    """Updates of the whole agent before the first environment step, on --data and on what a world
+    model imagines. With --steps 0 the agent is trained offline only."""
     start_steps: int = 0
-    """Steps of uniformly random actions first, for learning from scratch."""
+    """Environment steps of uniformly random actions at the start."""
     update_after: int = 500
-    """Steps before the first update; the policy acts meanwhile."""
+    """Environment steps before the first update. The policy acts meanwhile."""
     image_encoder: Literal["small", "resnet34"] = "small"
-    """Network for image observations."""
+    """Network for images."""
     obs_keys: tuple[str, ...] = ()
-    """One-dimensional observations to use; default all."""
+    """One-dimensional observations to use. Default: all."""
     image_keys: tuple[str, ...] = ()
-    """Images to use; default none."""
+    """Images to use, by the name of their observation. Default: none."""
     random_shift: int = 4
-    """Pixels by which images are shifted at random in training."""
+    """Largest random shift of images in training, in pixels."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     eval_every: int = 2_000
-    """Environment steps between evaluations."""
+    """Environment steps between evaluations, at least 1."""
     eval_episodes: int = 50
-    """Layouts evaluated on, the same every time and never trained on."""
+    """Episodes of each evaluation, at least 1. Their initial states are the same every time and are
+    never trained on."""
     log_every: int = 200
-    """Environment steps between logged rows."""
+    """Environment steps between rows of metrics.csv, at least 1."""
     checkpoint_every: int = 5_000
-    """Environment steps between checkpoints."""
+    """Environment steps between checkpoints, at least 1."""
 
     def check(self) -> None:
         """Check every number.

@@ -15,46 +15,49 @@ class WorldModelConfig:
     """Of the model, its training and its rollouts. Steps are environment steps."""
 
     world_model: WorldModelName = "none"
-    """What a model of the environment learns by: "mle" the likelihood of a Gaussian, "mse" the
-    squared error of a prediction, "vagram" the error weighted by the value's gradient.
-    "simulator" is no model but the simulator itself, to see what a perfect one would do."""
+    """What a model of the environment learns by: the likelihood of a Gaussian (mle), the squared
+    error of a prediction (mse), or that error weighted by the value's gradient (vagram).
+    "simulator" uses the simulator itself, to see what a perfect model would do."""
     ensemble: int = 7
-    """Models; 1 is a single one."""
+    """Models in the ensemble, at least 1."""
     elites: int = 5
-    """Models that are used, those that predict held-out data best."""
+    """Models that imagine: those that predict held-out data best. At least 1."""
     model_hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """Units of each hidden layer of a model."""
+    """Units of each hidden layer of a model, one number per layer."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the models' hidden layers in training; weights, what is held out and what is
-    imagined stay float32."""
+    """Arithmetic of the models' hidden layers in training. Weights, errors on held-out data and
+    imagined transitions are float32."""
     model_lr: float = 1e-3
-    """Learning rate of the models."""
+    """Learning rate of the models, above 0."""
     model_weight_decay: float = 5e-5
-    """Weight decay of the models."""
+    """Weight decay of the models, at least 0."""
     model_batch_size: int = 256
-    """Transitions per update of each model."""
+    """Transitions per update of each model, at least 1."""
     model_every: int = 250
-    """Steps between trainings of the models."""
+    """Environment steps between trainings of the models, at least 1."""
     model_updates: int = 1_000
-    """Most updates of one training; it ends earlier when held-out data is predicted no better."""
+    """Most updates of one training, at least 1. A training ends earlier when the error on held-out
+    data stops falling."""
     model_patience: int = 5
-    """Epochs without improvement on held-out data before a training ends."""
+    """Epochs without a lower error on held-out data after which a training ends, at least 1."""
     model_holdout: float = 0.1
-    """Share of the transitions held out."""
+    """Share of the transitions that is held out, between 0 and 1."""
     known: tuple[Literal["reward", "termination"], ...] = ()
-    """What is not learnt but computed by the environment's own rule, where that is known."""
+    """What the environment's own rule computes instead of the model, where that rule is known.
+    Default: nothing."""
     rollout_lengths: tuple[int, int] = (1, 1)
-    """Decisions imagined from each real state, at first and in the end."""
+    """Decisions imagined from each real state, at the start and at the end, at least 1."""
     rollout_schedule: tuple[int, int] = (0, 0)
-    """Steps between which the length grows linearly from the first to the last."""
+    """Environment steps between which that number grows linearly from the first to the last."""
     rollouts_per_step: int = 40
-    """States imagined from, for each environment step."""
+    """Real states imagined from for each environment step, at least 1."""
     imagined_capacity: int = 100_000
-    """Imagined transitions kept; the oldest are overwritten."""
+    """Imagined transitions that are kept, at least 1. New ones then replace the oldest."""
     vagram_clip: float = 0.95
-    """Gradients are clipped to this quantile of their norms."""
+    """Quantile of the norms that gradients are clipped to, above 0 and at most 1 (vagram)."""
     vagram_warmup: int = 1_000
-    """Steps from the first training on during which plain squared error is used."""
+    """Environment steps after the first training in which models learn by plain squared error
+    (vagram)."""
 
     def check(self) -> None:
         """Check every number.

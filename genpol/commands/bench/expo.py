@@ -25,10 +25,21 @@ PROBLEM: dict[str, Any] = {
     "action_chunk": 1,
 }
 
+# The settings of EXPO's learning that may be measured otherwise than the preset has them.
+CHOICES = ("candidates", "candidate_dtype", "critic_dtype", "cache_age")
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": ("preset", "env_steps", "learn_steps", "threads", "device", "output"),
+    "learning": CHOICES,
+    "run": ("seed", "wandb"),
+}  # fmt: skip
+# What help shows for settings that --preset decides.
+DEFAULT_TEXTS = dict.fromkeys(CHOICES, "what --preset says")
+
 
 @dataclass(frozen=True)
 class BenchExpo:
-    """Measure EXPO's learning: CPU-seconds per critic update and per environment step.
+    """Measure EXPO's learning: CPU-seconds per critic update and per step.
 
     Batch 256, 20 critic updates per environment step, 8 samples and 8 edits for each target, 10
     denoising steps, ten critics of 3 x 256, observations of 39 numbers and actions of 4. An
@@ -37,23 +48,26 @@ class BenchExpo:
     """
 
     preset: Literal["faithful", "fast"] = "fast"
-    """"faithful": the released algorithm with the published network; "fast": the default."""
+    """What is measured: EXPO with the settings of its released code and its published network
+    (faithful), or with the defaults of `genpol train` (fast)."""
     env_steps: int = 5
-    """Environment steps measured, after one to warm up."""
+    """Environment steps that are measured, at least 1. One more warms up."""
     learn_steps: int = 500
-    """Updates before the choice among cheaper candidates is compared; 0 leaves that out."""
+    """Updates before the choices of cheaper candidates are compared with the full chain's. 0 leaves
+    the comparison out."""
     candidates: Literal["chain", "two-step", "student", "noise-filter"] | None = None
-    """As in `genpol train`; this and the next three default to the preset's."""
+    """Where targets get base candidates from, as in `genpol train`."""
     candidate_dtype: Literal["float32", "bfloat16"] | None = None
-    """As in `genpol train`."""
+    """Arithmetic of the candidate chain, as in `genpol train`."""
     critic_dtype: Literal["float32", "bfloat16"] | None = None
-    """As in `genpol train`."""
+    """Arithmetic of the critic's hidden layers, as in `genpol train`."""
     cache_age: int | None = None
-    """As in `genpol train`. A few steps fill little of a cache, so what it saves is not seen."""
+    """Updates for which base candidates are reused, as in `genpol train`. A few steps fill little
+    of a cache, so its saving does not show here."""
     threads: int = 1
-    """Of PyTorch; with one, CPU-seconds are not spent on waiting."""
+    """Threads of PyTorch, at least 1. One thread spends no CPU-seconds on waiting."""
     device: str | None = None
-    """cpu, cuda, cuda:1; default cuda where there is one."""
+    """Device of the networks: cpu, cuda or cuda:1. Default: cuda where there is one, else cpu."""
     seed: int = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
@@ -67,8 +81,7 @@ def settings(config: BenchExpo) -> TrainConfig:
     train = with_preset(TrainConfig(seed=config.seed), PROBLEM, set())
     if config.preset == "faithful":
         train = with_preset(train, FAITHFUL, set())
-    names = ("candidates", "candidate_dtype", "critic_dtype", "cache_age")
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    given = {name: getattr(config, name) for name in CHOICES if getattr(config, name) is not None}
     return replace(train, **given)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion.config import check
+from diffusion.config import check, recommended_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from genpol.runs.measure import Cost
 
 TOLERANCE = 1e-4  # relative difference of the two loops' gradients, in fp32
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": ("model", "reward", "prompts", "epochs", "device", "output"),
+    "size of the work": (
+        "prompts_per_epoch", "images_per_prompt", "inner_steps", "num_inference_steps",
+        "guidance_scale", "rollout_batch", "micro_batch",
+    ),
+    "memory and precision": ("gradient_checkpointing", "dtype", "autocast"),
+    "run": ("seed", "wandb"),
+}  # fmt: skip
+# What help shows for settings that the model decides.
+DEFAULT_TEXTS = recommended_texts()
 
 
 @dataclass(frozen=True)
@@ -28,35 +40,37 @@ class BenchFinetune:
     """
 
     model: str = "tiny"
-    """"tiny" (shipped), a diffusers folder, or a hub id."""
+    """Pipeline: "tiny" (shipped), a diffusers folder, or a hub id."""
     reward: str = "attributes"
     """Reward, as in `genpol finetune`."""
     prompts: str = "world"
     """Prompts, as in `genpol finetune`."""
     epochs: int = 3
-    """Epochs measured of each loop, after one to warm up."""
+    """Epochs of each loop that are measured, at least 1. One more warms up."""
     prompts_per_epoch: int = 16
-    """Prompts drawn an epoch (N)."""
+    """Prompts of each epoch (N), above 0."""
     images_per_prompt: int | None = None
-    """Images drawn for each prompt (B); this and the rest default as in `genpol finetune`."""
+    """Images drawn for each prompt (B), at least 2."""
     inner_steps: int | None = None
-    """Optimiser steps on each epoch's images (K)."""
+    """Optimiser steps on each epoch's images (K), above 0."""
     num_inference_steps: int | None = None
-    """Denoising steps (T)."""
+    """Denoising steps (T), above 0."""
     guidance_scale: float | None = None
-    """Classifier-free guidance."""
+    """Classifier-free guidance. 1 is none."""
     rollout_batch: int | None = None
-    """Images drawn at a time, in both loops."""
+    """Images drawn at a time in both loops, above 0."""
     micro_batch: int | None = None
-    """Denoising steps per forward/backward; in the comparison loop, images."""
+    """Denoising steps of one forward and backward pass, above 0. In the comparison loop it counts
+    images."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass, for less memory and more time."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the frozen weights."""
     autocast: Literal["bf16", "fp16"] | None = None
-    """Mixed-precision autocast for the UNet."""
+    """Mixed precision of the UNet. Default: none, the precision of --dtype."""
     device: str | None = None
-    """cpu, cuda, cuda:1, mps; default cuda where there is one."""
+    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
+    cpu."""
     seed: int = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")

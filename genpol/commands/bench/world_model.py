@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from genpol.commands.train.command import Train
 
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": ("env_steps", "pieces", "peer", "output"),
+    "size of the work": (
+        "explore", "model_every", "model_epochs", "rollouts_per_step", "sac_updates",
+        "critic_dtype", "model_dtype",
+    ),
+    "run": ("seed", "wandb"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class BenchWorldModel:
-    """Measure MBPO on Hopper: environment steps per CPU-second, beside mbrl-lib's with --peer.
+    """Measure MBPO on Hopper: environment steps per CPU-second.
+
+    mbrl-lib is measured beside it with --peer.
 
     7 models of 4 x 200 with 5 elites, trained by likelihood, termination by Hopper's own rule;
     rollouts of one step; SAC of 2 x 256 with batches of 256, 5 % of them real, one update of the
@@ -21,25 +33,29 @@ class BenchWorldModel:
     """
 
     env_steps: int = 250
-    """Environment steps measured, in each piece; a multiple of --model-every."""
+    """Environment steps that are measured in each piece, a multiple of --model-every."""
     pieces: int = 2
-    """Runs measured, each from the start; the peer's come between ours."""
+    """Runs that are measured, each from the start, at least 1. The peer's runs come between
+    ours."""
     explore: int = 5_000
-    """Random environment steps first, which are not measured."""
+    """Random environment steps at the start, which are not measured; at least the batch size,
+    256."""
     model_every: int = 250
-    """Environment steps between trainings of the models."""
+    """Environment steps between trainings of the models, at least 1."""
     model_epochs: int = 20
-    """Passes of one training over what the first one sees."""
+    """Passes of each training over the data that the first training sees, at least 1."""
     rollouts_per_step: int = 400
-    """States imagined from, for each environment step."""
+    """Real states imagined from for each environment step. Times --model-every it must divide by
+    the 5 elites."""
     sac_updates: int = 20
-    """Updates of critic and actor for each environment step."""
+    """Updates of critic and actor for each environment step, at least 1."""
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
-    """As in `genpol train`; the peer has float32."""
+    """Arithmetic of the critic's hidden layers, as in `genpol train`. The peer's is float32."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """The same of the models."""
+    """Arithmetic of the models' hidden layers, as in `genpol train`. The peer's is float32."""
     peer: str | None = None
-    """Python of an environment with mbrl 0.2.0: measure it too; see scripts/mbrl_peer.py."""
+    """Python of an environment with mbrl 0.2.0, which is then measured too; see
+    scripts/mbrl_peer.py. Default: none, only ours is measured."""
     seed: int = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
@@ -54,7 +70,6 @@ def settings(config: BenchWorldModel) -> Train:
     Raises:
         InputError: a number is out of its range.
     """
-    from genpol.agents.config import usual
     from genpol.benchmarks.world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
     from genpol.commands.train.command import Train
     from offline.errors import InputError
@@ -103,7 +118,7 @@ def settings(config: BenchWorldModel) -> Train:
         "output": config.output,
         "videos": 0,
     }
-    train = Train(**usual("sac", "mle") | chosen)
+    train = Train.recommended(**chosen)
     train.check()
     return train
 

@@ -11,14 +11,18 @@ import tyro
 
 @dataclass(frozen=True)
 class DataChunk:
-    """Rewrite a dataset so that each action is several in a row, flattened (for robomimic)."""
+    """Rewrite a dataset so that each action is several in a row (for robomimic).
+
+    Libraries that know only single actions then learn chunks: H actions of A numbers become one of
+    H * A numbers.
+    """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A file, a folder, or minari:NAME."""
+    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME."""
     output: Path
-    """The robomimic-format HDF5 file to write."""
+    """Robomimic-format HDF5 file to write."""
     action_chunk: int = 4
-    """Actions in a row that become one."""
+    """Actions in a row that become one, at least 1."""
     overwrite: bool = False
     """Replace an existing file."""
 

@@ -16,7 +16,7 @@ class DataInfo:
     """Describe and validate a dataset: robomimic or D4RL HDF5, Minari, LeRobot v3."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A file, a folder, or minari:NAME."""
+    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME."""
     json: bool = False
     """Print JSON instead of text."""
 

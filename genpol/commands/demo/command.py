@@ -28,7 +28,8 @@ class Demo:
     """A small run of each main job on shipped assets; writes one page of results and pictures."""
 
     output: Path = Path("runs/demo")
-    """Folder of the page (index.html) and of the runs behind it; an earlier demo is replaced."""
+    """Folder of the page (index.html) and of the runs behind it. An earlier demo in it is
+    replaced."""
     seed: int = 0
     """Seed of everything random."""
 

@@ -49,12 +49,10 @@ ARMS: dict[str, bool] = {"with-model": True, "without": False}  # folder -> has 
 
 def settings(folder: Path, arm: str, seed: int) -> Train:
     """Of one of ARMS, which runs in a folder of its own within `folder`."""
-    from genpol.agents.config import usual
     from genpol.commands.train.command import Train
 
     own = MODEL if ARMS[arm] else {}
-    options = usual("sac", own.get("world_model", "none")) | SHARED | own
-    return Train(**options, seed=seed, output=folder / arm)
+    return Train.recommended(**SHARED | own, seed=seed, output=folder / arm)
 
 
 def train_both(folder: Path, seed: int) -> bool:

@@ -8,6 +8,17 @@ from typing import Literal
 
 Arm = Literal["base", "steered", "mode", "random"]
 ARMS: tuple[Arm, ...] = ("base", "steered", "mode", "random")
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "policy", "value", "env", "num_candidates", "temperature", "tune", "episodes", "videos",
+        "seed", "output",
+    ),
+    "choice": ("margin", "gate", "value_weights", "deadline_ms", "any_task"),
+    "comparison": ("arms", "filtered", "parallel"),
+    "environment and instruction": ("max_steps", "instruction", "language_model"),
+    "run": ("trust", "wandb"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -15,51 +26,61 @@ class Steer:
     """Evaluate a policy with and without value steering, on paired episodes."""
 
     policy: str
-    """Folder of `genpol clone`, robomimic:FILE, octo:DIR, lerobot:DIR, module:function, ws://..."""
+    """Policy to steer: a folder of `genpol clone` or `genpol train`, or robomimic:FILE, octo:DIR,
+    lerobot:DIR, module:function or ws://HOST:PORT."""
     value: tuple[str, ...]
-    """Folder of `genpol value`; several are composed."""
+    """Folders of `genpol value` or `genpol train` to choose by. Scores of several values are
+    standardised over the candidates and summed with --value-weights."""
     value_weights: tuple[float, ...] = ()
-    """Weights of several values; default equal."""
+    """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     env: str | None = None
-    """Environment, such as metaworld/push-v3; default the one the value was trained on."""
+    """Environment, such as metaworld/push-v3. Default: the environment that the value was trained
+    on."""
     num_candidates: int = 32
-    """Proposals that are ranked (K)."""
+    """Proposals that are ranked for each decision (K), at least 1."""
     temperature: float = 1.0
-    """Choose by softmax(value / temperature), in units of value; 0 takes the best."""
+    """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
+    0 takes the best."""
     margin: float | None = None
-    """Keep the base's own sample unless another is better by this much; replaces --temperature."""
+    """Choose the best proposal only where it beats the base policy's own sample by this much, in
+    units of the value, at least 0. This replaces --temperature. Default: off."""
     gate: float | None = None
-    """Fall back to the base's sample where the critics disagree by more than this."""
+    """Keep the base policy's own sample where the critics disagree by more than this, in units of
+    the value, at least 0. Default: off."""
     tune: str | None = None
-    """Dataset whose held-out episodes choose temperature and gate; then neither is given."""
+    """Dataset whose held-out episodes choose temperature and gate. --margin and --gate cannot be
+    given beside it. Default: off."""
     deadline_ms: float | None = None
-    """Propose only as many candidates as fit in this time."""
+    """Milliseconds for a decision. Only as many candidates are proposed as fit in it. Default: no
+    limit."""
     filtered: str | None = None
-    """A clone of the successful episodes alone, as one more arm (genpol clone --filter success)."""
+    """Clone of the successful episodes alone (`genpol clone --filter success`), run as one more
+    arm. Default: none."""
     episodes: int = 50
-    """Paired episodes."""
+    """Episodes of each arm, at least 1. All arms begin them in the same states."""
     arms: tuple[Arm, ...] = ARMS
-    """What is compared; base and steered always are."""
+    """What is compared. base and steered always are."""
     parallel: int = 50
-    """Episodes side by side; results depend on it, as they share one noise stream."""
+    """Episodes run side by side, at least 1. They share one noise stream, so results depend on
+    this."""
     max_steps: int | None = None
-    """Time limit of an episode; default the environment's."""
+    """Steps after which an episode is cut off. Default: the environment's own limit."""
     instruction: str | None = None
-    """What the policy is told to do; default the environment's own."""
+    """What the policy is told to do. Default: the environment's own instruction."""
     language_model: str = "shipped"
-    """Sentence embedding for a value trained with language: "shipped", or a folder."""
+    """Sentence encoder for a value trained with language: "shipped", or a folder."""
     videos: int = 4
-    """Episodes filmed side by side, base and steered."""
+    """Episodes filmed, base and steered side by side."""
     seed: int = 0
     """Seed of initial states and noise."""
     trust: bool = False
-    """Load checkpoints that are pickles, which can run code when they are opened."""
+    """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     any_task: bool = False
-    """Use a value trained on another environment."""
+    """Allow a value that was trained on another environment."""
     output: Path = Path("runs/steer")
-    """Run folder: summary.json, episodes.csv, index.html, videos/."""
+    """Run folder: summary.json, episodes.csv, index.html and videos/."""
     wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs; default online when logged in, else offline."""
+    """Where wandb logs. Default: online when logged in, else offline."""
 
 
 def check(config: Steer) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genpol.commands.train.options import CHANGEABLE, Train, check, require_preset
-from genpol.commands.train.options import defaults as defaults
 
 if TYPE_CHECKING:
     from genpol.commands.train.inputs import Given

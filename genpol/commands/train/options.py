@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
+from offline.errors import InputError, did_you_mean
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -16,69 +15,113 @@ PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
 CHANGEABLE = (
     "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "trust",
 )  # fmt: skip
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "env", "data", "base", "value", "agent", "steps", "reward", "action_chunk", "utd",
+        "num_candidates", "world_model", "seed", "device", "output", "resume",
+    ),
+    "agent": (
+        "preset", "policy", "denoising_steps", "network", "features", "width", "base_lr",
+        "base_ema", "base_filter", "pretrain_steps", "edits", "edit_scale", "adaptive_edit_scale",
+        "edit_scale_lr", "clip_edits", "edit_entropy", "init_temperature", "target_entropy",
+        "act_select", "act_temperature", "candidates", "candidate_dtype", "cache_age",
+        "backup_uses_average", "expectile", "fql_alpha", "noise_bound",
+    ),
+    "critic": (
+        "value_ensemble", "subset", "hidden", "lr", "layer_norm", "critic_dtype", "target_rate",
+        "discount", "n_step", "backup", "entropy_backup", "critic_pretrain",
+        "critic_pretrain_steps",
+    ),
+    "world model": (
+        "imagined_fraction", "ensemble", "elites", "model_hidden", "model_dtype", "model_lr",
+        "model_weight_decay", "model_batch_size", "model_every", "model_updates",
+        "model_patience", "model_holdout", "known", "rollout_lengths", "rollout_schedule",
+        "rollouts_per_step", "imagined_capacity", "vagram_clip", "vagram_warmup",
+    ),
+    "bounds on values": (
+        "lipschitz", "lipschitz_bound", "lipschitz_weight", "lipschitz_radius",
+        "lipschitz_attack", "value_diversity",
+    ),
+    "observations, environment and reward": (
+        "obs_keys", "image_keys", "image_encoder", "random_shift", "num_envs", "max_steps",
+        "distractors", "reward_scale",
+    ),
+    "learning": (
+        "batch_size", "policy_utd", "offline_fraction", "offline_updates", "start_steps",
+        "update_after", "replay_capacity", "memory_gb",
+    ),
+    "evaluation": ("eval_every", "eval_episodes", "videos"),
+    "run": ("log_every", "checkpoint_every", "trust", "wandb"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Train(TrainConfig):
-    """Improve a policy by reinforcement learning, offline to online (EXPO and its peers)."""
+    """Improve a policy by reinforcement learning, offline to online (EXPO, peers).
+
+    --agent, --world-model, --data and --preset change the defaults of other options. Help shows the
+    defaults beside them: `genpol train --agent sac --help`.
+    """
 
     env: str | None = None
-    """Environment, such as metaworld/pick-place-v3; default the one --data was collected in."""
+    """Environment to act in, such as metaworld/pick-place-v3. Default: the environment that --data
+    was collected in."""
     data: str | None = None
-    """Demonstrations: a .hdf5 file, a LeRobot folder, or minari:NAME. Without, learn from scratch
-    (see --start-steps) or from --base alone."""
+    """Demonstrations: a .hdf5 file, a LeRobot folder, or minari:NAME. Default: none; the agent
+    learns from --base, or from scratch (see --start-steps)."""
     base: str | None = None
-    """Start from this policy: folder of `genpol clone`, or a black box, which stays frozen:
-    robomimic:FILE, octo:DIR, lerobot:DIR, module:function, ws://..."""
+    """Policy to start from: a folder of `genpol clone`, or robomimic:FILE, octo:DIR, lerobot:DIR,
+    module:function or ws://HOST:PORT, which stay frozen. Default: a policy cloned from --data."""
     value: str | None = None
-    """Start the critic from this folder of `genpol value`."""
+    """Critic to start from: a folder of `genpol value`. Default: a new critic."""
     preset: Preset = "default"
-    """"faithful": settings of EXPO's released code; options given beside it win."""
+    """Set of defaults. "faithful" has the settings of EXPO's released code."""
     max_steps: int | None = None
-    """Time limit of an episode; default the environment's."""
+    """Steps after which an episode is cut off. Default: the environment's own limit."""
     distractors: int = 0
-    """State dimensions added to the observations that neither depend on actions nor matter."""
+    """Meaningless dimensions added to the observations; no action changes them."""
     videos: int = 0
     """Evaluation episodes filmed before training and at the end."""
     trust: bool = False
-    """Load checkpoints that are pickles, which can run code when they are opened."""
+    """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     device: str | None = None
-    """cpu, cuda, cuda:1, mps; default cuda where there is one."""
+    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
+    cpu."""
     output: Path = Path("runs/train")
-    """Run folder; the policy is in its policy/, the critic in its value/."""
+    """Run folder. The policy is left in its policy/ and the critic in its value/."""
     resume: Path | None = None
-    """Continue the run in this folder, bit for bit; --steps may be raised."""
+    """Run folder to go on with, bit for bit. --steps may be raised. Default: a new run."""
     wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs; default online when logged in, else offline."""
+    """Where wandb logs. Default: online when logged in, else offline."""
+
+    @classmethod
+    def recommended(cls, **options: Any) -> Train:
+        """`Train(**options)`, in which the options that are not given have the defaults that
+        `genpol train` would give them: those recommended for the agent, the world model, data
+        or none, and the preset.
+
+        Raises:
+            InputError: no such preset.
+            TypeError: no such option.
+        """
+        plain = cls(**options)
+        if plain.preset not in PRESETS:
+            raise InputError(f'no preset "{plain.preset}".{did_you_mean(plain.preset, PRESETS)}')
+        chosen = usual(plain.agent, plain.world_model, data=bool(plain.data))
+        return cls(**(chosen | PRESETS[plain.preset] | options))
 
 
-def defaults(words: Sequence[str]) -> Train:
-    """What the options are when they are not given: those of --preset, if that is given, and what
-    is usual for --agent and --world-model."""
-    plain = Train()
-    preset = _said(words, "--preset", plain.preset)
-    settings: dict[str, Any] = {}
-    if not _said(words, "--resume", ""):  # else they are those of the run that goes on
-        settings = usual(
-            _said(words, "--agent", plain.agent),
-            _said(words, "--world-model", plain.world_model),
-            data=bool(_said(words, "--data", "")),
-        )
-    if preset in PRESETS:
-        settings |= {"preset": preset} | PRESETS[preset]
-    return replace(plain, **settings)
+def defaults(given: Train) -> Train:
+    """The defaults of the options that were not given beside `given`, see `Train.recommended`.
 
-
-def _said(words: Sequence[str], option: str, default: str) -> Any:
-    """The word after an option, or after its equals sign; the last one counts, as in parsing."""
-    said = default
-    for before, word in pairwise(("", *words)):
-        if before.replace("_", "-") == option:
-            said = word
-        name, equals, value = word.partition("=")
-        if equals and name.replace("_", "-") == option:
-            said = value
-    return said
+    With --resume they are the plain ones: the others are read from the run that goes on.
+    """
+    if given.resume:
+        return Train(**{"preset": given.preset} | PRESETS[given.preset])
+    return Train.recommended(
+        agent=given.agent, world_model=given.world_model, data=given.data, preset=given.preset
+    )
 
 
 def require_preset(config: Train) -> None:
@@ -87,14 +130,12 @@ def require_preset(config: Train) -> None:
     Raises:
         InputError: none of its settings is in `config`.
     """
-    from offline.errors import InputError
-
     preset, usual = PRESETS[config.preset], Train()
     telling = {k: v for k, v in preset.items() if v != getattr(usual, k, v)}
     if telling and not any(getattr(config, name) == v for name, v in telling.items()):
         raise InputError(
             f'preset="{config.preset}" alone changes nothing in Python: pass '
-            'Train(**PRESETS["faithful"] | options) instead'
+            f'Train.recommended(preset="{config.preset}", ...) instead'
         )
 
 
@@ -104,8 +145,6 @@ def check(config: Train) -> None:
     Raises:
         InputError: names the option.
     """
-    from offline.errors import InputError
-
     config.check()
     if config.env is None and config.data is None:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")

@@ -160,10 +160,8 @@ def test_around_a_policy_that_is_served(done, tmp_path):
 
 
 def test_a_presets_options_give_way_to_those_given():
-    import tyro
-
     def parsed(text):
-        return tyro.cli(Train, args=text.split(), default=defaults(text.split()))
+        return parse(Train, text.split(), "genpol train")
 
     faithful = parsed("--preset faithful --env x")
     assert all(getattr(faithful, name) == value for name, value in FAITHFUL.items())
@@ -173,6 +171,8 @@ def test_a_presets_options_give_way_to_those_given():
     given = parsed(f"--utd {default.utd} --preset=faithful --value-ensemble 3")
     assert (given.utd, given.value_ensemble) == (default.utd, 3)
     assert given.policy == FAITHFUL["policy"] != default.policy
+    # and an option is what it is, wherever its name appears as a value
+    assert parsed("--value --preset=faithful --env x") == parsed("--env x --value=--preset=faithful")
 
 
 def test_every_episode_of_every_evaluation_is_kept(tmp_path):

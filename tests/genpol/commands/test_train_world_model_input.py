@@ -124,7 +124,7 @@ def test_offline_without_data(tmp_path, capsys):
 
 def parsed(text: str) -> Train:
     words = text.split()[2:]
-    config = tyro.cli(Train, args=words, default=defaults(words))
+    config = parse(Train, words, "genpol train")
     config.check()
     return config
 
@@ -220,7 +220,7 @@ def test_the_command_makes_the_same_run_again(tmp_path, no_page):
     line = commands(read_run(run)).split("\ngenpol")[0].replace("\\\n", " ")
     assert "--utd 1" in line and "--distractors 2" in line and "--reward" not in line
     words = shlex.split(line)[2:]
-    again = tyro.cli(Train, args=words, default=defaults(words))
+    again = parse(Train, words, "genpol train")
     for name, value in (TINY | options).items():
         if name not in ("eval_every", "eval_episodes", "device", "wandb"):
             assert getattr(again, name) == value, name

@@ -1,0 +1,118 @@
+"""The words of a command line as options. tyro reads them; what it refuses is said in one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from diffusion.errors import InputError, did_you_mean
+from genpol.commands.described import Option, options_of
+
+HELP = ("-h", "--help")
+
+
+def parse(options: type, words: Sequence[str], prog: str) -> Any:
+    """The options that `words` say.
+
+    A file of options may have `defaults(given)`: the defaults that follow from options that were
+    given, such as --agent. The words are then read a second time with those, so that every option
+    that was given wins.
+
+    Raises:
+        InputError: an option or a value that there is not, or one that is missing.
+    """
+    given = _read(options, words, prog)
+    defaults = _defaults(options)
+    return given if defaults is None else _read(options, words, prog, defaults(given))
+
+
+def start(options: type, words: Sequence[str], prog: str) -> Any:
+    """The defaults that help shows beside `words`; None for the fields' own.
+
+    Words that cannot be read are no reason to withhold help: they change no default.
+    """
+    words, defaults = [word for word in words if word not in HELP], _defaults(options)
+    if defaults is None or not words:
+        return None
+    try:
+        return defaults(_read(options, words, prog))
+    except InputError:
+        return None
+
+
+def _defaults(options: type) -> Callable[[Any], Any] | None:
+    return getattr(sys.modules[options.__module__], "defaults", None)
+
+
+def _read(options: type, words: Sequence[str], prog: str, default: Any = None) -> Any:
+    import tyro
+
+    def refuse(event: Any) -> None:
+        if line := refusal(event, options, prog):
+            raise InputError(line)
+
+    begin = {} if default is None else {"default": default}
+    with _when_refused(refuse):
+        return tyro.cli(options, prog=prog, args=words, **begin)
+
+
+def _when_refused(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
+    """tyro's hook for errors, which a later version may lack: then it prints its own boxes."""
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:
+        return nullcontext()
+    return on_parse_error(hook)
+
+
+def refusal(event: Any, options: type, prog: str) -> str | None:
+    """One line for what tyro refuses; None for kinds that are not known here."""
+    kind, more = type(event).__name__, f"`{prog} --help` lists the options"
+    known = {flag: o for o in options_of(options).values() for flag in o.flags or (o.name,)}
+    if kind in ("UnrecognizedArgs", "MissingArgs"):
+        tokens = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", [])
+        unknown = next((t.partition("=")[0] for t in tokens if t.startswith("-")), None)
+        if unknown:
+            return f"unknown option {unknown}.{_similar(unknown, list(known))} {more}."
+        if tokens:
+            return f'"{tokens[0]}" follows no option that takes it; {more}.'
+        missing = [o.flags[0] if o.flags else o.metavar for o in _missing(event, known)]
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed; {more}."
+    name = event.argument.display_name() if getattr(event, "argument", None) else ""
+    if name not in known:
+        return None
+    metavar = known[name].metavar
+    if kind == "InvalidChoice":
+        said = f'{name} expects one of {", ".join(event.choices)}; received "{event.value}".'
+        return said + _similar(event.value, event.choices)
+    if kind == "BadValue":
+        return f"{name} expects {_expected(metavar)}; {more}."
+    if kind == "InstantiationFailure":
+        quoted = re.findall(r"'([^']*)'", event.message)
+        received = " ".join(quoted) or event.message
+        return f'{name} expects {_expected(metavar)}; received "{received}".'
+    return None
+
+
+def _missing(event: Any, known: dict[str, Option]) -> list[Option]:
+    names = [argument.arg.display_name() for argument in event.missing_arguments]
+    return [known[name] for name in names]
+
+
+def _expected(metavar: str) -> str:
+    """A metavar in words, if it is a number's."""
+    words = {
+        "": "no value", "INT": "a whole number", "FLOAT": "a number", "INT ...": "whole numbers",
+        "INT INT": "two whole numbers", "FLOAT ...": "numbers", "TEXT": "a value",
+        "PATH": "a path", "TEXT ...": "a value or several",
+    }  # fmt: skip
+    return words.get(metavar, metavar)
+
+
+def _similar(name: str, known: Sequence[str]) -> str:
+    """A suggestion where one is close; the list of all would be no help."""
+    hint = did_you_mean(name, known)
+    return hint if "Did you mean" in hint else ""
