@@ -11,13 +11,25 @@ from genpol.policies.cloning_config import CloneConfig
 SHOWN = {"clone/loss": "loss", "clone/valid_loss": "held out"}
 SUMMARY = {"data/episodes": "episodes", "data/chunks": "chunks", "train/steps": "steps"}
 
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "data", "policy", "steps", "batch_size", "action_chunk", "filter", "lr", "obs_keys",
+        "image_keys", "seed", "device", "output",
+    ),
+    "network": ("features", "width", "layers", "image_encoder", "language_model"),
+    "sampling": ("denoising_steps", "sampler"),
+    "learning": ("warmup", "weight_decay", "ema", "scale", "random_shift", "memory_gb"),
+    "run": ("log_every", "wandb"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clone(CloneConfig, DatasetRunOptions):
     """Behaviour-clone a diffusion, flow or Gaussian policy from a dataset."""
 
     output: Path = Path("runs/clone")
-    """Run folder; the policy is in its policy/."""
+    """Run folder. The policy is left in its policy/."""
 
 
 def run(config: Clone) -> None:

@@ -12,12 +12,14 @@ class DatasetRunOptions:
     """Which dataset, where to learn, and where to leave the result."""
 
     data: str
-    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME; see `genpol data info`."""
+    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME. `genpol data info` describes it."""
     language_model: str | None = None
-    """Show the learner the instructions: "shipped", or a folder of a sentence encoder."""
+    """Sentence encoder that shows the learner the instructions: "shipped", or a folder. Default:
+    none, instructions are not used."""
     device: str | None = None
-    """cpu, cuda, cuda:1, mps; default cuda where there is one."""
+    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
+    cpu."""
     output: Path
     """Run folder."""
     wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs; default online when logged in, else offline."""
+    """Where wandb logs. Default: online when logged in, else offline."""

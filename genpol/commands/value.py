@@ -11,13 +11,28 @@ from offline.critics.value_config import ValueConfig
 SHOWN = {"critic/td_loss": "td", "critic/q_data": "q"}
 SUMMARY = {"data/successes": "successes", "data/failures": "failures", "train/steps": "steps"}
 
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "data", "critic", "steps", "batch_size", "action_chunk", "discount", "reward", "obs_keys",
+        "image_keys", "seed", "device", "output",
+    ),
+    "network": ("ensemble", "hidden", "image_encoder", "language_model"),
+    "learning": ("lr", "target_rate", "expectile", "scale", "random_shift", "memory_gb"),
+    "Cal-QL": ("actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup"),
+    "run": ("log_every", "wandb"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Value(ValueConfig, DatasetRunOptions):
-    """Train a critic on a dataset, successes and failures (Cal-QL or IQL), for `genpol steer`."""
+    """Train a critic (Cal-QL or IQL) on a dataset, for `genpol steer`.
+
+    The dataset holds successes and failures.
+    """
 
     output: Path = Path("runs/value")
-    """Run folder; the value function is in its value/."""
+    """Run folder. The value function is left in its value/."""
 
 
 def run(config: Value) -> None:

@@ -14,29 +14,31 @@ class CloneConfig(DatasetConfig):
     """Settings of `genpol.policies.cloning.clone`."""
 
     policy: Literal["diffusion", "flow", "gaussian"] = "diffusion"
-    """What kind of policy."""
+    """Kind of policy."""
     steps: int = 4000
-    """Gradient steps."""
+    """Gradient steps, at least 1."""
     filter: Literal["all", "success"] = "all"
-    """"success": clone only the episodes that succeeded (filtered cloning)."""
+    """Episodes that are cloned: all, or the successful ones (filtered cloning)."""
     lr: float = 3e-4
-    """Peak learning rate; warmed up, then a cosine to zero."""
+    """Learning rate at its peak, above 0. It is warmed up, then falls to zero along a cosine."""
     warmup: int = 200
-    """Steps of warming up; a tenth of the steps if that is less."""
+    """Gradient steps of warming up. A tenth of --steps is used where that is less."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW, at least 0."""
     ema: float = 0.999
-    """Decay of the average of the weights, which is what is kept."""
+    """Decay of the moving average of the weights, at least 0 and below 1. The average is kept."""
     features: int = 512
-    """Width of the observation encoder."""
+    """Units of the observation encoder, at least 1."""
     width: int = 64
-    """Width of the part of the network that runs for every candidate and denoising step."""
+    """Units of the part of the network that runs for every candidate and denoising step, at least
+    1."""
     layers: int = 2
-    """Its hidden layers."""
+    """Hidden layers of that part, at least 1."""
     denoising_steps: int = 10
-    """Steps of the chain (diffusion, flow)."""
+    """Steps of the denoising chain (T), at least 1 (diffusion, flow)."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """How a diffusion policy samples: ancestral, or deterministic given the initial noise."""
+    """How a diffusion policy samples: with noise at every step (ddpm), or deterministically given
+    the first noise (ddim)."""
 
     def check(self) -> None:
         """Check every number.

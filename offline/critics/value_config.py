@@ -19,33 +19,35 @@ class ValueConfig(DatasetConfig):
     """
 
     critic: Literal["calql", "iql"] = "calql"
-    """Algorithm; Cal-QL is safer to take the argmax of."""
+    """Algorithm. The highest of several proposals is safer to take by Cal-QL's values than by
+    IQL's."""
     steps: int = 8000
-    """Gradient steps."""
+    """Gradient steps, at least 1."""
     discount: float = 0.98
-    """Per environment step."""
+    """Discount per environment step, at least 0 and below 1."""
     lr: float = 3e-4
-    """Learning rate of the critic."""
+    """Learning rate of the critic, above 0."""
     actor_lr: float = 1e-4
-    """Learning rate of Cal-QL's policy."""
+    """Learning rate of Cal-QL's policy, above 0."""
     target_rate: float = 0.02
-    """Step of the target critic towards the critic."""
+    """Step of the target critic towards the critic at each update, above 0 and at most 1."""
     ensemble: int = 2
     """Critic heads, 1 to 10."""
     hidden: tuple[int, ...] = (256, 256)
-    """Units of each hidden layer."""
+    """Units of each hidden layer, one number per layer."""
     cql_alpha: float = 0.03
-    """Weight of the conservative term against the TD loss (Cal-QL)."""
+    """Weight of the conservative term beside the TD loss, at least 0 (calql)."""
     cql_actions: int = 4
-    """Actions drawn from each of uniform, pi(s) and pi(s') (Cal-QL)."""
+    """Actions drawn from each of the uniform distribution, pi(s) and pi(s'), at least 1 (calql)."""
     cql_actor: Literal["clone", "value"] = "clone"
-    """What Cal-QL's policy is trained to do: imitate the data, or maximise the critic."""
+    """What Cal-QL's policy is trained to do: imitate the data (clone), or maximise the critic
+    (value)."""
     cql_backup: Literal["max", "mean"] = "max"
-    """Which of the policy's actions the backup takes (Cal-QL)."""
+    """Which of the policy's actions a target takes: the best, or their mean value (calql)."""
     expectile: float = 0.7
-    """Of the value function (IQL)."""
+    """Expectile of the state value, between 0 and 1 (iql)."""
     reward: Literal["sparse", "dataset"] = "sparse"
-    """"sparse": -1 a step until success; "dataset": the environment's own."""
+    """Reward of an environment step: -1 until success (sparse), or the dataset's own (dataset)."""
 
     def check(self) -> None:
         """Check every number.

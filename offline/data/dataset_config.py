@@ -13,26 +13,28 @@ class DatasetConfig:
     """Settings that cloning a policy and training a critic have in common."""
 
     batch_size: int = 256
-    """Chunks per gradient step."""
+    """Chunks of the dataset per gradient step, at least 1."""
     action_chunk: int = 4
-    """Actions proposed, scored and executed together (H); a critic steers policies that propose at
-    least as many as it scores."""
+    """Actions that are proposed or scored, and executed, together (H), at least 1. A critic steers
+    policies that propose at least as many."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     scale: Literal["bounds", "p01_p99"] = "bounds"
-    """What of an action dimension is mapped to [-1, 1]."""
+    """What of each action dimension is mapped to [-1, 1]: its bounds, or the data between its 1st
+    and 99th percentile."""
     obs_keys: tuple[str, ...] = ()
-    """One-dimensional observations to use; default all."""
+    """One-dimensional observations to use. Default: all."""
     image_keys: tuple[str, ...] = ()
-    """Images to use; default none."""
+    """Images to use, by the name of their observation. Default: none."""
     image_encoder: Literal["small", "resnet34"] = "small"
     """Network for images."""
     random_shift: int = 4
-    """Pixels by which images are shifted at random in training."""
+    """Largest random shift of images in training, in pixels."""
     memory_gb: float = 2.0
-    """Datasets larger than this are streamed."""
+    """Memory for the dataset in GiB, above 0. A larger dataset is read from its files for every
+    batch."""
     log_every: int = 100
-    """Steps between logged rows."""
+    """Gradient steps between rows of metrics.csv, at least 1."""
 
     def check(self) -> None:
         """Check every number.

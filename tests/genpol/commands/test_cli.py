@@ -121,8 +121,11 @@ def test_an_unknown_command_exits_2_with_a_suggestion(words, said, capsys):
             'unknown option --images-per-promt. Did you mean "--images-per-prompt"? '
             "`genpol paint --help` lists the options.",
         ),
-        (["--outptu=x"], 'unknown option --outptu. Did you mean "--output"? '
-            "`genpol paint --help` lists the options."),
+        (
+            ["--outptu=x"],
+            'unknown option --outptu. Did you mean "--output"? '
+            "`genpol paint --help` lists the options.",
+        ),
         (
             ["--output", "x", "--images-per-prompt", "many"],
             '--images-per-prompt expects a whole number; received "many".',

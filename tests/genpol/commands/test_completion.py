@@ -44,7 +44,7 @@ def completed(tmp_path_factory):
             f'source {path}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _genpol; '
             'printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        command = ["bash", "-euc", program, "bash", "genpol", *words]
+        command = ["bash", "-uc", program, "bash", "genpol", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stderr == ""
         return done.stdout.split()

@@ -1,4 +1,4 @@
-"""Help: every option is in it once, by subject, with what it is when not given; and it can be typed."""
+"""Help shows every option once, by subject, with its default; and what it shows can be typed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import shlex
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 from diffusion.config import PUBLISHED, TINY
 from genpol import cli
 from genpol.agents.config import FAITHFUL, SAC_IMAGINING, SAC_USUAL
-from genpol.commands.described import groups, kind, options_of
+from genpol.commands.described import Option, groups, kind, options_of
 from genpol.commands.finetune import Finetune, complete
 from genpol.commands.parsing import parse, start
 from genpol.commands.table import COMMANDS
@@ -44,7 +44,7 @@ def entries(text: str) -> dict[str, str]:
             name = match[1]
             found[name] = match[2] or ""
         elif line.startswith(" " * 28) and name:
-            found[name] += " " + line.strip()
+            found[name] = f"{found[name]} {line.strip()}".strip()
     return found
 
 
@@ -87,43 +87,38 @@ def test_help_shows_every_option_with_its_default_and_no_none(name, capsys):
         assert option.text.endswith((".", ")")), option.name
 
 
-def sample(option: Any, hint: str) -> list[str]:
+def sample(option: Option) -> list[str]:
     """Words that an option takes, by what help shows of its values."""
     words = {"INT": "3", "FLOAT": "0.5", "TEXT": "x", "PATH": "y"}
-    values = []
-    for part in hint.split():
-        if part != "...":
-            values.append(words.get(part, part.split("|")[-1]))
-    return values
+    shown = [part for part in option.metavar.split() if part != "..."]
+    return [words.get(part, part.split("|")[-1]) for part in shown]
+
+
+def required(known: dict[str, Option]) -> list[str]:
+    """What has to be typed."""
+    needed = [option for option in known.values() if option.required]
+    return [word for option in needed for word in [*option.flags[:1], *sample(option)]]
 
 
 @EVERY
-def test_every_option_that_help_shows_can_be_typed(name, capsys):
+@pytest.mark.parametrize("which", [0, -1])
+def test_every_option_that_help_shows_can_be_typed(name, which, capsys):
     shown = entries(help_of(name, capsys).split("\n\n", 1)[1])
     known = options_of(options(name))
-    needed = [
+    assert [option.shown for option in known.values() if option.shown not in shown] == []
+    words = [
         word
         for option in known.values()
-        if option.required
-        for word in [*option.flags[:1], *sample(option, option.metavar)]
+        for word in [*([option.flags[which]] if option.flags else []), *sample(option)]
     ]
+    config = parse(options(name), words, "genpol")
     for option in known.values():
-        assert option.shown in shown
-        for flag in option.flags or ("",):
-            words = [*filter(None, [flag]), *sample(option, option.metavar)]
-            others = needed if not option.required else remove(needed, words)
-            config = parse(options(name), [*others, *words], "genpol")
-            value = getattr(config, option.name)
-            if not option.metavar:
-                assert value is not flag.startswith("--no-")
-            else:
-                values = value if isinstance(value, tuple) else (value,)
-                assert [str(v) for v in values] == sample(option, option.metavar)
-
-
-def remove(needed: list[str], words: list[str]) -> list[str]:
-    at = next(i for i in range(len(needed)) if needed[i : i + len(words)] == words)
-    return needed[:at] + needed[at + len(words) :]
+        value = getattr(config, option.name)
+        if option.metavar:
+            values = value if isinstance(value, tuple) else (value,)
+            assert [str(v) for v in values] == sample(option)
+        else:
+            assert value is (which == 0)
 
 
 @EVERY
@@ -136,37 +131,25 @@ def test_typing_the_default_that_help_shows_changes_nothing(name):
         option = known[field.name]
         switch = not option.metavar
         words += shlex.split(option.default if switch else f"{option.flags[0]} {option.default}")
-    required = [
-        word
-        for option in known.values()
-        if option.required
-        for word in [*option.flags[:1], *sample(option, option.metavar)]
-    ]
-    config = parse(options(name), [*required, *words], "genpol")
+    config = parse(options(name), [*required(known), *words], "genpol")
     for field in plain:
         assert getattr(config, field.name) == field.default, field.name
 
 
 def test_finetune_shows_both_recommendations_from_their_tables():
     known = options_of(Finetune)
-    for name, tiny, other in (
-        ("beta", "3e-05", "3e-06"),
-        ("prompts_per_epoch", "8", "64"),
-        ("step_weights", "balanced", "skip_last"),
-    ):
-        assert known[name].default == f"{tiny} for tiny, {other} for other models"
-        assert (float if name == "beta" else str)(tiny) == (
-            TINY[name] if name == "beta" else str(TINY[name])
+    for name in ("beta", "prompts_per_epoch", "step_weights", "guidance_scale"):
+        tiny, other = (
+            f"{v:.12g}" if isinstance(v, float) else str(v) for v in (TINY[name], PUBLISHED[name])
         )
-        assert str(PUBLISHED[name]) == other
-    assert known["epochs"].default == "10"
+        assert known[name].default == f"{tiny} for tiny, {other} for other models"
+    assert known["epochs"].default == str(TINY["epochs"]) == str(PUBLISHED["epochs"])
     assert known["reward"].default == f"{TINY['reward']} for tiny; other models need it"
     filled = complete(Finetune())
-    for f in fields(Finetune):  # what is None and stays None is explained in words
-        if getattr(Finetune(), f.name) is None:
-            assert known[f.name].default, f.name
-            shown = getattr(filled, f.name)
-            assert shown is None or f"{shown:.12g}" if isinstance(shown, float) else shown
+    for name in PUBLISHED:  # what help promises without --model is what a run gets
+        first = known[name].default.split(" for tiny, ")[0]
+        value = getattr(filled, name)
+        assert type(value)(first) == value, name
 
 
 @pytest.mark.parametrize(
@@ -175,7 +158,10 @@ def test_finetune_shows_both_recommendations_from_their_tables():
         ("", {}),
         ("--agent sac", SAC_USUAL | {"offline_fraction": 0.0}),
         ("--agent=sac --world_model mle", SAC_USUAL | SAC_IMAGINING | {"offline_fraction": 0.0}),
-        ("--agent sac --world-model mle --data x.hdf5", {"offline_fraction": 0.05}),
+        (
+            "--agent sac --world-model mle --data x.hdf5",
+            SAC_USUAL | SAC_IMAGINING | {"offline_fraction": 0.05},
+        ),
         ("--preset faithful", FAITHFUL),
         ("--world-model vagram", {"imagined_fraction": 0.25, "rollouts_per_step": 10}),
         ("--agent sac --resume runs/x", {}),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 from toy_reach import NAME, write_demonstrations
 from training_runs import BRIEF, MODELLED, TINY, train
 
 from genpol.agents.config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.cli import main
-from genpol.commands.train.options import Train, defaults
+from genpol.commands.parsing import parse
+from genpol.commands.train.options import Train
 from genpol.runs.metrics import MetricsCsv
 from genpol.training.curves import model_charts, read_log
 from genpol.training.record import commands, read_run
