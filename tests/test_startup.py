@@ -64,5 +64,20 @@ def test_importing_a_package_takes_under_a_fifth_of_a_second(package):
     assert min(seconds) < 0.2
 
 
+@pytest.mark.parametrize("words", [["completion", "bash"], ["train", "--agent", "sac", "--help"]])
+def test_what_reads_the_options_imports_nothing_heavy(words):
+    assert heavy_after(f"from genpol.cli import main; assert main({words}) == 0") == "heavy:"
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    source = "from genpol.cli import main; assert main(['--help']) == 0"
+    report = (
+        "import sys; print(*(m for m in sys.modules if m in ('tyro', 'genpol.commands.serve')))"
+    )
+    command = [sys.executable, "-c", f"{source}\n{report}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+
+
 def test_heavy_imports_are_noticed():
     assert heavy_after("import numpy") == "heavy: numpy"

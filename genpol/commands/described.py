@@ -54,7 +54,8 @@ def options_of(options: type, start: Any = None) -> dict[str, Option]:
     texts, known = docstrings(options), getattr(_module(options), "DEFAULT_TEXTS", {})
     found = {}
     for f in fields(options):
-        hint, marks = hints[f.name], ()
+        hint: Any = hints[f.name]
+        marks: tuple[Any, ...] = ()
         if hasattr(hint, "__metadata__"):
             hint, marks = hint.__origin__, hint.__metadata__
         value = f.default if start is None else getattr(start, f.name)

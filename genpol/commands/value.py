@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 class Value(ValueConfig, DatasetRunOptions):
     """Train a critic (Cal-QL or IQL) on a dataset, for `genpol steer`.
 
-    The dataset holds successes and failures.
+    The dataset should hold successes and failures; without successes there is nothing to learn.
     """
 
     output: Path = Path("runs/value")

@@ -33,7 +33,8 @@ class CloneConfig(DatasetConfig):
     """Units of the part of the network that runs for every candidate and denoising step, at least
     1."""
     layers: int = 2
-    """Hidden layers of that part, at least 1."""
+    """Hidden layers of the part of the network that runs for every candidate and denoising step, at
+    least 1."""
     denoising_steps: int = 10
     """Steps of the denoising chain (T), at least 1 (diffusion, flow)."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"

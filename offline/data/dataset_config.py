@@ -15,8 +15,8 @@ class DatasetConfig:
     batch_size: int = 256
     """Chunks of the dataset per gradient step, at least 1."""
     action_chunk: int = 4
-    """Actions that are proposed or scored, and executed, together (H), at least 1. A critic steers
-    policies that propose at least as many."""
+    """Actions that are proposed, scored and executed as one (H), at least 1. A critic steers
+    policies whose chunks are at least as long as its own."""
     seed: int = 0
     """Seed of everything random."""
     scale: Literal["bounds", "p01_p99"] = "bounds"
@@ -31,8 +31,7 @@ class DatasetConfig:
     random_shift: int = 4
     """Largest random shift of images in training, in pixels."""
     memory_gb: float = 2.0
-    """Memory for the dataset in GiB, above 0. A larger dataset is read from its files for every
-    batch."""
+    """Memory for the dataset in GiB, above 0. A larger dataset is streamed from its files."""
     log_every: int = 100
     """Gradient steps between rows of metrics.csv, at least 1."""
 

@@ -42,8 +42,8 @@ class RLConfig(CriticConfig):
     replay_capacity: int = 1_000_000
     """Environment steps that the replay keeps, at least 1. New steps then replace the oldest."""
     memory_gb: float = 2.0
-    """Memory for the replay, and again for --data, in GiB. A larger replay is kept in a file in the
-    run folder; larger data is read from its files for every batch."""
+    """Memory for the replay, and again for --data, in GiB, above 0. A larger replay keeps its
+    largest arrays in files in the run folder. Larger data is streamed from its files."""
     num_envs: int = 1
     """Environments that act at the same time, at least 1."""
     offline_updates: int = 0

@@ -48,7 +48,8 @@ class WorldModelConfig:
     rollout_lengths: tuple[int, int] = (1, 1)
     """Decisions imagined from each real state, at the start and at the end, at least 1."""
     rollout_schedule: tuple[int, int] = (0, 0)
-    """Environment steps between which that number grows linearly from the first to the last."""
+    """Environment steps at which the number of decisions of --rollout-lengths begins to grow, and
+    at which it has grown, linearly."""
     rollouts_per_step: int = 40
     """Real states imagined from for each environment step, at least 1."""
     imagined_capacity: int = 100_000

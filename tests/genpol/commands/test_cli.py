@@ -153,6 +153,13 @@ def test_options_that_do_not_parse_are_one_line_and_exit_2(words, said, capsys):
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
+def test_a_tyro_without_that_hook_prints_its_own_message(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro._errors", None)  # importing it fails
+    assert cli.main(["paint", "--output", "x", "--images-per-promt", "3"]) == 2
+    err = capsys.readouterr().err
+    assert "--images-per-promt" in err and "Traceback" not in err and len(err.splitlines()) <= 12
+
+
 def test_help_that_is_read_through_a_closed_pipe_is_no_error():
     source = "import sys; from genpol.cli import main; sys.exit(main(['train', '--help']))"
     command = [sys.executable, "-c", source]
