@@ -1,6 +1,6 @@
 """The run folder: everything a run leaves behind, the same for every command.
 
-    config.json    the resolved configuration, versions, git hash, command line
+    config.json    the resolved configuration, format, versions, git hash, command line
     metrics.csv    one row per log step, first column `step`
     summary.json   final metrics, flat, numbers
     checkpoints/   step-000010/{state.safetensors, state.json}
@@ -176,29 +176,36 @@ class Run:
         return checkpoints.latest(self.folder / "checkpoints")
 
 
-_DOCUMENT = ("command", "command_line", "versions", "git")  # config.json beside the options
+FORMAT = "genpol run 1"  # of the folder, checkpoints included; folders that name none have it too
+_DOCUMENT = ("format", "command", "command_line", "versions", "git")  # beside the options
 
 
 def read_config(folder: Path, command: str) -> dict[str, Any]:
     """The options of the run in `folder`, for resuming it.
 
     Raises:
-        InputError: no run there, not readable, or another command's.
+        InputError: no run there, not readable, of another format, or another command's.
     """
     path = Path(folder) / "config.json"
     try:
         document = json.loads(path.read_text("utf-8"))
-        if document["command"] == command:
-            return {key: value for key, value in document.items() if key not in _DOCUMENT}
+        theirs, form = document["command"], document.get("format", FORMAT)
     except FileNotFoundError:
         raise InputError(
             f"{folder} holds no run: it has no config.json. Pass the --output of an earlier run"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a run's configuration: {error}") from error
-    raise InputError(
-        f"{folder} holds a run of `genpol {document['command']}`, not of `genpol {command}`"
-    )
+    if form != FORMAT:
+        version = document.get("versions", {}).get("genpol", "of another version")
+        raise InputError(
+            f'{folder} holds a run in the format "{form}", written by genpol {version}; this is '
+            f'genpol {__version__}, which reads "{FORMAT}": resume the run with the version that '
+            "wrote it"
+        )
+    if theirs != command:
+        raise InputError(f"{folder} holds a run of `genpol {theirs}`, not of `genpol {command}`")
+    return {key: value for key, value in document.items() if key not in _DOCUMENT}
 
 
 def _document(config: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _document(config: Mapping[str, Any], command: str) -> dict[str, Any]:
     for package in ("torch", "diffusers", "transformers", "peft"):
         versions[package] = importlib.metadata.version(package)
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    about = (command, shlex.join(words), versions, _git_hash())
+    about = (FORMAT, command, shlex.join(words), versions, _git_hash())
     return dict(config) | dict(zip(_DOCUMENT, about, strict=True))
 
 

@@ -119,6 +119,23 @@ def test_read_config_returns_the_options(tmp_path):
         read_config(tmp_path, "finetune")
 
 
+def test_a_run_in_another_format_is_refused_and_one_without_is_the_first(tmp_path):
+    with start(tmp_path) as run:
+        run.log(1, {"loss": 1.0})
+    path = tmp_path / "config.json"
+    document = json.loads(path.read_text())
+    assert document.pop("format") == "genpol run 1"
+    path.write_text(json.dumps(document))
+    assert read_config(tmp_path, "finetune") == CONFIG
+    document["versions"]["genpol"] = "9.8"
+    path.write_text(json.dumps(document | {"format": "genpol run 7"}))
+    with pytest.raises(InputError, match='"genpol run 7", written by genpol 9.8; .*"genpol run 1"'):
+        read_config(tmp_path, "finetune")
+    path.write_text(json.dumps({"command": "finetune", "format": 7}))
+    with pytest.raises(InputError, match='"7", written by genpol of another version'):
+        read_config(tmp_path, "finetune")
+
+
 # What it writes
 
 
