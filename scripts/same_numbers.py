@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -100,11 +102,24 @@ def words(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
+# Libraries choose instructions by processor, and sums then differ in their last bits; contacts in a
+# simulator and choices between near equals make more of that within a few hundred steps. With
+# the instructions that every x86-64 processor of the last fifteen years has, all compute the same.
+INSTRUCTIONS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Nehalem",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+}
+
+
 def environment(checkout: Path) -> dict[str, str]:
     """In which the packages are those of `checkout`, and arithmetic has one thread."""
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "MPLBACKEND": "Agg"}
-    return os.environ | one | quiet | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+    code = {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+    return os.environ | INSTRUCTIONS | one | quiet | code
 
 
 def run(checkout: Path, command: str, folder: Path) -> Numbers:
@@ -224,6 +239,24 @@ def all_numbers(checkout: Path, commands: Iterable[str], folder: Path) -> dict[s
     return found
 
 
+def made_with() -> dict[str, str]:
+    """The machine's architecture, and the versions of what computes: other ones round otherwise."""
+    packages = ("torch", "numpy", "diffusers", "transformers", "peft", "mujoco", "metaworld")
+    versions = {name: importlib.metadata.version(name).split("+")[0] for name in packages}
+    return {"system": f"{platform.system()} {platform.machine()}"} | versions
+
+
+def golden() -> tuple[dict[str, Numbers], list[str]]:
+    """The numbers in tests/golden, and in what this machine differs from the one that made them."""
+    document = json.loads(GOLDEN.read_text("utf-8"))
+    theirs, ours = document["made_with"], made_with()
+    return document["numbers"], [
+        f"{name} {ours[name]}, the golden numbers are of {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name]
+    ]
+
+
 def main() -> int:
     """0 if nothing differs, else 1 and a line for each number that does."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -243,9 +276,11 @@ def main() -> int:
                 given.against.resolve(), given.only, Path(folder) / "two"
             )
     if given.golden:
-        others[str(GOLDEN)] = json.loads(GOLDEN.read_text("utf-8"))
+        others[str(GOLDEN)], elsewhere = golden()
+        print(*(f"note: {line}" for line in elsewhere), sep="\n", end="")
     if given.write:
-        given.write.write_text(json.dumps(found, indent=0) + "\n", "utf-8")
+        document = {"made_with": made_with(), "numbers": found}
+        given.write.write_text(json.dumps(document, indent=0) + "\n", "utf-8")
     differing = 0
     for other, theirs in others.items():
         for command in given.only:
