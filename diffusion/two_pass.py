@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion.objective import Objective, Rollouts
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]  # rows (m,), steps (m,) -> log-probs (m,)
+Backward = Callable[[Tensor, Tensor], None]
 
 
 def log_probs(score: ScoreFn, rollouts: Rollouts, micro_batch: int) -> Tensor:
@@ -41,11 +42,13 @@ def two_pass_backward(
     micro_batch: int,
     *,
     current: Tensor | None = None,
+    backward: Backward = Tensor.backward,
 ) -> dict[str, float]:
     """Accumulate dL/d(weights) into `.grad` and return the objective's metrics.
 
     `current` (M, T): log-probs already known for the current weights. Right after a rollout they
-    are the stored old ones, and pass 1 is free.
+    are the stored old ones, and pass 1 is free. `backward` takes log-probs (m,) and their
+    cotangents (m,).
     """
     numbers = log_probs(score, rollouts, micro_batch) if current is None else current
     leaf = numbers.detach().clone().requires_grad_(True)
@@ -57,5 +60,5 @@ def two_pass_backward(
     for i in range(0, len(rows), micro_batch):
         r, s = rows[i : i + micro_batch], steps[i : i + micro_batch]
         values = score(r, s)
-        values.backward(cotangent[r, s].to(values.dtype))
+        backward(values, cotangent[r, s].to(values.dtype))
     return metrics

@@ -101,4 +101,4 @@ def backward(tuner: Finetuner, chain: DenoisingChain, cond: Condition, table: Te
                 rows,
                 torch.full_like(rows, step),
             )
-            values.backward(table[rows, step].to(values))
+            tuner.backward(values, table[rows, step].to(values))

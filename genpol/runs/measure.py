@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -27,10 +26,10 @@ class Cost:
 
 
 class ModelClock:
-    """Context: adds up the time inside the networks' forward and every backward, in `seconds`.
+    """Context: adds up the time inside the networks' forward and what `timed` wraps, in `seconds`.
 
-    Nested calls (recomputation under gradient checkpointing) count once. A backward also passes
-    through the log-prob, a few element-wise operations. On CUDA each call is synchronised.
+    Forwards are timed by hooks. Nested calls (recomputation under gradient checkpointing) count
+    once. On CUDA each call is synchronised.
     """
 
     def __init__(self, networks: list[nn.Module], device: str) -> None:
@@ -41,33 +40,46 @@ class ModelClock:
         """`function`, with its time added to `seconds`."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.depth += 1
-            synchronise(self.device)
-            start = time.perf_counter()
+            self._begin()
             try:
                 return function(*args, **kwargs)
             finally:
-                synchronise(self.device)
-                self.depth -= 1
-                if self.depth == 0:
-                    self.seconds += time.perf_counter() - start
+                self._end()
 
         return call
 
+    def _begin(self, *_: object) -> None:
+        synchronise(self.device)
+        if self.depth == 0:
+            self._since = time.perf_counter()
+        self.depth += 1
+
+    def _end(self, *_: object) -> None:
+        synchronise(self.device)
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.perf_counter() - self._since
+
     def __enter__(self) -> ModelClock:
-        self.stack = ExitStack()
-        for network in self.networks:
-            self.stack.enter_context(patch.object(network, "forward", self.timed(network.forward)))
-        backward = patch.object(torch.Tensor, "backward", self.timed(torch.Tensor.backward))
-        self.stack.enter_context(backward)
+        self._hooks = [
+            hook
+            for network in self.networks
+            for hook in (
+                network.register_forward_pre_hook(self._begin),
+                network.register_forward_hook(self._end, always_call=True),
+            )
+        ]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.stack.close()
+        for hook in self._hooks:
+            hook.remove()
 
 
 class PartClock:
     """Context: CPU and wall-clock seconds within some methods, and calls, added up by part.
+
+    Meanwhile each owner has a timed function of its own that stands before its class's method.
 
     Args:
         methods: (owner, name of the method, part).
@@ -94,14 +106,18 @@ class PartClock:
             self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
 
     def __enter__(self) -> Self:
-        self._stack = ExitStack()
+        self._own: list[tuple[Any, str, dict[str, Any]]] = []
         for owner, name, part in self._methods:
-            timed = self._timed(getattr(owner, name), part)
-            self._stack.enter_context(patch.object(owner, name, timed))
+            own = {key: value for key, value in vars(owner).items() if key == name}
+            self._own.append((owner, name, own))
+            setattr(owner, name, self._timed(getattr(owner, name), part))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        for owner, name, own in reversed(self._own):
+            delattr(owner, name)
+            for key, value in own.items():
+                setattr(owner, key, value)
 
     def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -27,6 +27,7 @@ from genpol.training.outcomes import write_outcomes
 from offline.errors import InputError
 from offline.files import disk_errors
 from offline.learning.loop import Loop
+from offline.learning.snapshot import LoopSnapshot
 
 Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
@@ -96,7 +97,7 @@ class Session:
             return
         step, tensors, document = found
         state = unflatten(tensors, document)
-        differing = self.loop.load_state_dict(state["loop"])
+        differing = self.loop.restore(LoopSnapshot.of(state["loop"]))
         if differing:
             self.say(
                 f"warning: {len(differing)} of {self.loop.envs.num_envs} running episodes came out "
@@ -227,7 +228,7 @@ class Session:
         """Write a checkpoint, and what a user deploys."""
         step = self.loop.progress
         state = {
-            "loop": self.loop.state_dict(),
+            "loop": self.loop.snapshot().tree(),
             "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "random": global_random_state(),
             "evaluated": self.evaluated,

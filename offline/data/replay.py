@@ -15,6 +15,7 @@ Shape legend: B batch, H action chunk, A action dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,29 @@ from offline.data.replay_storage import OBS, SlotSet, allocate, replay_layout
 from offline.data.returns import discounted_sum
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
+
+
+@dataclass(frozen=True)
+class ReplaySnapshot:
+    """What `Replay.snapshot` returns and `Replay.restore` takes."""
+
+    settings: dict[str, Any]
+    """Sizes and meanings that a replay must share to take this on."""
+    arrays: dict[str, Tensor]
+    """What is known of each slot that was ever filled, by the names of `replay_layout`."""
+    starts: Tensor
+    """Slots in which a transition starts that can be drawn, in the order that draws go by."""
+    lanes: list[list[int]]
+    """Of each lane: where the newest observation is, and the steps of the episode in progress."""
+
+    def tree(self) -> dict[str, Any]:
+        """As tensors, numbers, lists and dicts with string keys."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> ReplaySnapshot:
+        """What `tree` returned."""
+        return cls(**{f.name: tree[f.name] for f in fields(cls)})
 
 
 class Replay:
@@ -258,34 +282,34 @@ class Replay:
 
     # -- going on later
 
-    def state_dict(self) -> dict[str, Any]:
+    def snapshot(self) -> ReplaySnapshot:
         """Everything held. The tensors are views: write them, or copy them, before adding."""
         written = np.flatnonzero(self._arrays["key"] >= 0)
         filled = int(written[-1]) + 1 if len(written) else 0
-        return {
-            "settings": self._settings(),
-            "arrays": {name: tensor[:filled] for name, tensor in self.held.items()},
-            "starts": self._starts.members(),
-            "lanes": [list(self._head), list(self._steps)],
-        }
+        return ReplaySnapshot(
+            settings=self._settings(),
+            arrays={name: tensor[:filled] for name, tensor in self.held.items()},
+            starts=self._starts.members(),
+            lanes=[list(self._head), list(self._steps)],
+        )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned; drawing and adding then go on bit for bit.
+    def restore(self, saved: ReplaySnapshot) -> None:
+        """Take on what `snapshot` returned; drawing and adding then go on bit for bit.
 
         Raises:
             InputError: it is the state of a replay with other settings.
         """
         for name, here in self._settings().items():
-            if (saved := state["settings"].get(name)) != here:
+            if (there := saved.settings.get(name)) != here:
                 raise InputError(
-                    f"the replay was saved with {name} {saved}, this one has {here}: resume with "
+                    f"the replay was saved with {name} {there}, this one has {here}: resume with "
                     "the settings of the run that saved it"
                 )
         self._arrays["key"][:] = np.arange(self.slots) - self.slots
-        for name, tensor in state["arrays"].items():
+        for name, tensor in saved.arrays.items():
             self.held[name][: len(tensor)] = tensor
-        self._starts.replace(state["starts"])
-        self._head, self._steps = (list(numbers) for numbers in state["lanes"])
+        self._starts.replace(saved.starts)
+        self._head, self._steps = (list(numbers) for numbers in saved.lanes)
 
     def _settings(self) -> dict[str, Any]:
         return {

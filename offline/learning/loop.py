@@ -10,10 +10,8 @@ what the agent is.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,24 +19,16 @@ from torch import Generator, Tensor
 
 from offline.data.batch import Batch, shifted
 from offline.data.mixture import Mixture
-from offline.data.replay import Replay
+from offline.data.replay import Replay, ReplaySnapshot
 from offline.data.returns import online_reward
 from offline.errors import InputError
 from offline.learning.agent import Agent
 from offline.learning.config import RLConfig
+from offline.learning.running_episodes import Running, VectorEnv, copied, differing, play_again
+from offline.learning.snapshot import LoopSnapshot
 
 Log = Callable[[int, dict[str, float]], None]
 Stop = Callable[[], bool]
-
-
-class VectorEnv(Protocol):
-    """What of gymnasium's vector environments is used; they must not reset themselves."""
-
-    num_envs: int
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]: ...
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
 
 
 class Imagines(Protocol):
@@ -93,6 +83,7 @@ class Loop:
         self._imagined: dict[str, float] = {}  # news of the imagination
         self._ended: list[tuple[float, bool, int]] = []  # return, success, length
         self._running: list[Running] = []
+        self._started = 0  # episodes begun
         self._obs: dict[str, np.ndarray] = {}
 
     @property
@@ -144,7 +135,7 @@ class Loop:
     def _begin(self) -> None:
         count = self.envs.num_envs
         self._running = [Running(self.layouts(i)) for i in range(count)]
-        self._obs = self._copied(self.envs.reset(seed=[r.seed for r in self._running])[0])
+        self._obs = copied(self.envs.reset(seed=[r.seed for r in self._running])[0])
         self.agent.acting().reset()
         self._started = count
 
@@ -153,7 +144,7 @@ class Loop:
         self._decide()
         raw = np.stack([running.queue.popleft() for running in self._running])
         obs, rewards, terminated, truncated, info = self.envs.step(raw)
-        obs = self._copied(obs)
+        obs = copied(obs)
         successes = np.asarray(info.get("success", np.zeros(len(raw), bool)), bool)
         act = self.agent.spec.normalize(raw)
         over = np.zeros(len(raw), bool)
@@ -218,13 +209,9 @@ class Loop:
         # Environments that go on need no seed, but the interface asks for one number each.
         filled = [0 if seed is None else seed for seed in seeds]
         obs, _ = self.envs.reset(seed=filled, options={"reset_mask": over})
-        self._obs = self._copied(obs)
+        self._obs = copied(obs)
         if self.envs.num_envs == 1:  # only then may a policy remember its episode
             self.agent.acting().reset()
-
-    @staticmethod
-    def _copied(obs: Any) -> dict[str, np.ndarray]:
-        return {key: np.array(values) for key, values in obs.items()}
 
     # -- learning
 
@@ -284,157 +271,59 @@ class Loop:
 
     # -- resuming
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `run` and `learn` go on from; see `loop_state`."""
-        return loop_state(self)
+    def snapshot(self) -> LoopSnapshot:
+        """Everything that `run` and `learn` go on from."""
+        imagination = self.imagination
+        return LoopSnapshot(
+            agent=self.agent.state_dict(),
+            replay=self.replay.snapshot().tree(),
+            imagination=None if imagination is None else imagination.state_dict(),
+            counts=[self.step, self.updates, self.episodes, self.successes],
+            learnt=self.learnt,
+            started=self._started,
+            due=[self._due, self._policy_due],
+            generators=[g.get_state() for g in (self._act, self._draw, self._learn)],
+            sums=dict(self._sums),
+            imagined=dict(self._imagined),
+            ended=list(self._ended),
+            obs=copied(self._obs),
+            running=[running.copy() for running in self._running],
+        )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
-        """Take on what `state_dict` returned; running episodes are played again.
+    def restore(self, saved: LoopSnapshot) -> list[int]:
+        """Take on what `snapshot` returned; running episodes are played again.
 
         Returns:
             Environments whose episode came out differently (a simulator that its seed does not
             fix): those episodes are given up and new ones begun.
         """
-        return load_loop_state(self, state)
-
-
-if TYPE_CHECKING:
-    from offline.learning.loop import Loop
-
-
-@dataclass
-class Running:
-    """The episode that one environment is in."""
-
-    seed: int
-    actions: list[np.ndarray] = field(default_factory=list)
-    """Executed so far, in the environment's units."""
-    queue: deque[np.ndarray] = field(default_factory=deque)
-    """Rest of the chunk decided on, in the environment's units."""
-    returned: float = 0.0
-    """The environment's own rewards so far."""
-
-
-def loop_state(loop: Loop) -> dict[str, Any]:
-    """Everything that a loop goes on from."""
-    imagination = loop.imagination
-    return {
-        "agent": loop.agent.state_dict(),
-        "replay": loop.replay.state_dict(),
-        "imagination": None if imagination is None else imagination.state_dict(),
-        "counts": [loop.step, loop.updates, loop.episodes, loop.successes],
-        "learnt": loop.learnt,
-        "started": loop._started if loop._running else 0,
-        "due": [loop._due, loop._policy_due],
-        "generators": [generator.get_state() for generator in _generators(loop)],
-        "sums": {key: [total, count] for key, (total, count) in loop._sums.items()},
-        "imagined": dict(loop._imagined),
-        "ended": [list(entry) for entry in loop._ended],
-        "obs": {key: torch.from_numpy(values.copy()) for key, values in loop._obs.items()},
-        "running": [
-            {
-                "seed": running.seed,
-                "actions": _stacked(running.actions),
-                "queue": _stacked(running.queue),
-                "returned": running.returned,
-            }
-            for running in loop._running
-        ],
-    }
-
-
-def load_loop_state(loop: Loop, state: Mapping[str, Any]) -> list[int]:
-    """Take on what `loop_state` returned; running episodes are played again.
-
-    Returns:
-        Environments whose episode came out differently; see `Loop.load_state_dict`.
-    """
-    loop.replay.load_state_dict(state["replay"])
-    loop.step, loop.updates, loop.episodes, loop.successes = state["counts"]
-    loop.learnt = state.get("learnt", 0)  # runs from before there was `learn` have none
-    loop._started = state["started"]
-    loop._due, loop._policy_due = state["due"]
-    for generator, saved in zip(_generators(loop), state["generators"], strict=True):
-        generator.set_state(saved)
-    loop._sums = {key: (total, count) for key, (total, count) in state["sums"].items()}
-    loop._imagined = dict(state.get("imagined", {}))
-    loop._ended = [(entry[0], entry[1], entry[2]) for entry in state["ended"]]
-    loop._running = [
-        Running(
-            saved["seed"],
-            list(saved["actions"].numpy()),
-            deque(saved["queue"].numpy()),
-            saved["returned"],
-        )
-        for saved in state["running"]
-    ]
-    differing = []
-    if loop._running:
-        loop._obs = {key: values.numpy() for key, values in state["obs"].items()}
-        differing = _replay_episodes(loop)
-    # Last, as a policy that is asked again may draw random numbers of its own.
-    loop.agent.load_state_dict(state["agent"])
-    if loop.imagination is not None:
-        loop.imagination.load_state_dict(state["imagination"])
-    return differing
-
-
-def _generators(loop: Loop) -> tuple[Generator, Generator, Generator]:
-    return loop._act, loop._draw, loop._learn
-
-
-def _replay_episodes(loop: Loop) -> list[int]:
-    """Bring the environments to where their episodes stood."""
-    count = loop.envs.num_envs
-    longest = max(len(running.actions) for running in loop._running)
-    idle = np.zeros((count, loop.agent.spec.dim), np.float32)
-    starts = [longest - len(running.actions) for running in loop._running]
-    seeds = [running.seed for running in loop._running]
-    obs = loop._copied(loop.envs.reset(seed=seeds)[0])
-    policy, chunk = loop.agent.acting(), loop.agent.spec.chunk
-    policy.reset()
-    over = np.zeros(count, bool)
-    for t in range(longest):
-        # The shorter an episode, the later it starts; until then its environment idles.
-        mask = over | np.array([start == t and start > 0 for start in starts])
-        if mask.any():
-            obs = loop._copied(loop.envs.reset(seed=seeds, options={"reset_mask": mask})[0])
-        raw = idle.copy()
-        for i, running in enumerate(loop._running):
-            if t >= starts[i]:
-                raw[i] = running.actions[t - starts[i]]
-        if count == 1 and t % chunk == 0 and loop.step - longest + t >= loop.config.start_steps:
-            _recommit(loop, policy, obs, t, chunk)
-        obs, _, terminated, truncated, info = loop.envs.step(raw)
-        obs = loop._copied(obs)
-        over = np.asarray(terminated) | np.asarray(truncated)
-    differing = [i for i in range(count) if not _same(loop, obs, i)]
-    if differing:
-        mask = np.isin(np.arange(count), differing)
-        for i in differing:
-            loop.replay.cut(i)
-        loop._obs = obs
-        loop._restart(mask)
-    return differing
-
-
-def _recommit(loop: Loop, policy: Any, obs: dict[str, np.ndarray], t: int, chunk: int) -> None:
-    """Tell a policy with a memory again what it decided at step t of its episode."""
-    running = loop._running[0]
-    rest = list(running.actions[t : t + chunk])
-    if len(rest) < chunk:
-        rest += list(running.queue)
-    act = loop.agent.spec.normalize(torch.from_numpy(np.stack(rest)))
-    scratch = Generator().manual_seed(0)
-    policy.sample({key: torch.from_numpy(values) for key, values in obs.items()}, 1, scratch)
-    policy.commit(act[None])
-
-
-def _same(loop: Loop, obs: dict[str, np.ndarray], i: int) -> bool:
-    return all(np.array_equal(values[i], loop._obs[key][i]) for key, values in obs.items())
-
-
-def _stacked(actions: Any) -> Tensor:
-    """(T, A), also of none."""
-    rows = list(actions)
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, 0)
+        self.replay.restore(ReplaySnapshot.of(saved.replay))
+        self.step, self.updates, self.episodes, self.successes = saved.counts
+        self.learnt, self._started = saved.learnt, saved.started
+        self._due, self._policy_due = saved.due
+        generators = (self._act, self._draw, self._learn)
+        for generator, state in zip(generators, saved.generators, strict=True):
+            generator.set_state(state)
+        self._sums, self._imagined = dict(saved.sums), dict(saved.imagined)
+        self._ended = list(saved.ended)
+        self._running = [running.copy() for running in saved.running]
+        changed: list[int] = []
+        if self._running:
+            obs = play_again(
+                self.envs,
+                self._running,
+                self.agent.spec,
+                self.agent.acting(),
+                decided_from=self.config.start_steps - self.step + len(self._running[0].actions),
+            )
+            self._obs = saved.obs
+            if changed := differing(obs, saved.obs):
+                for i in changed:
+                    self.replay.cut(i)
+                self._obs = obs
+                self._restart(np.isin(np.arange(len(self._running)), changed))
+        # Last, as a policy that is asked again may draw random numbers of its own.
+        self.agent.load_state_dict(saved.agent)
+        if self.imagination is not None and saved.imagination is not None:
+            self.imagination.load_state_dict(saved.imagination)
+        return changed

@@ -193,11 +193,13 @@ def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
     known = reset_peak(device)
     synchronise(device)
     with ModelClock(networks, device) as clock:
+        backward, tuner.backward = tuner.backward, clock.timed(tuner.backward)
         cpu, start = time.process_time(), time.perf_counter()
         epoch()
         synchronise(device)
         cost.seconds += time.perf_counter() - start
         cost.cpu_seconds += time.process_time() - cpu
+        tuner.backward = backward
     cost.model_seconds += clock.seconds
     cost.images += cfg.prompts_per_epoch * cfg.images_per_prompt  # type: ignore[operator]
     if known:

@@ -139,11 +139,11 @@ def test_resuming_is_bit_for_bit(filled, tmp_path):
     """Saved in the middle of an episode; the one goes on, the other is another object."""
     whole = image_replay(folder=tmp_path, memory_limit=0)
     film(whole, filled)
-    state = copy.deepcopy(whole.state_dict())
-    assert len(state["arrays"]["obs.camera"]) == min(8, filled + bool(filled))
+    state = copy.deepcopy(whole.snapshot())
+    assert len(state.arrays["obs.camera"]) == min(8, filled + bool(filled))
     other = image_replay()
     film(other, 5, first=100)  # whatever it held is gone
-    other.load_state_dict(state)
+    other.restore(state)
     assert len(whole) == len(other)
     if len(whole):
         same(draw(whole), draw(other))
@@ -159,7 +159,7 @@ def test_resuming_unequal_lanes():
     whole, other = make(30, lanes=3), make(30, lanes=3)
     play(whole, 7, lane=2, ends="terminated", success=True)
     play(whole, 4, lane=0, first=50)
-    other.load_state_dict(copy.deepcopy(whole.state_dict()))
+    other.restore(copy.deepcopy(whole.snapshot()))
     for replay in (whole, other):
         play(replay, 2, lane=0, first=54, ends="terminated")
         play(replay, 30, lane=1, first=200)
@@ -212,4 +212,4 @@ def test_an_empty_replay_says_so():
 
 def test_the_state_of_another_replay_is_refused():
     with pytest.raises(InputError, match="slots 9, this one has 10"):
-        make(10).load_state_dict(make(9).state_dict())
+        make(10).restore(make(9).snapshot())

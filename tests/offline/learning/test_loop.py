@@ -9,6 +9,7 @@ import torch
 from counting import CONFIG, SPEC, Learner, loop
 
 from offline.errors import InputError
+from offline.learning.snapshot import LoopSnapshot
 
 
 def test_each_episode_has_its_own_layout_and_starts_when_the_last_one_ended():
@@ -76,19 +77,19 @@ def test_it_goes_on_where_it_stopped(count, at):
     first, second = loop(count), []
     first.run(at, log=lambda step, metrics: second.append((step, metrics)))
     resumed = loop(count, agent=Learner())
-    assert resumed.load_state_dict(first.state_dict()) == []
+    assert resumed.restore(LoopSnapshot.of(first.snapshot().tree())) == []
     resumed.run(60, log=lambda step, metrics: second.append((step, metrics)))
     assert rows == second
     assert torch.equal(resumed.agent.weight, whole.agent.weight)
-    one, two = resumed.replay.state_dict(), whole.replay.state_dict()
-    assert all(torch.equal(one["arrays"][k], two["arrays"][k]) for k in one["arrays"] if "obs" in k)
+    one, two = resumed.replay.snapshot().arrays, whole.replay.snapshot().arrays
+    assert all(torch.equal(one[k], two[k]) for k in one if "obs" in k)
 
 
 def test_an_environment_that_its_seed_does_not_fix_begins_a_new_episode():
     first = loop(random=True)
     first.run(8)
     resumed = loop(random=True)
-    assert resumed.load_state_dict(first.state_dict()) == [0]
+    assert resumed.restore(LoopSnapshot.of(first.snapshot().tree())) == [0]
     resumed.run(20)
     assert resumed.step == 20
 
@@ -98,3 +99,30 @@ def test_divergence_is_one_line():
     agent.bad = True
     with pytest.raises(InputError, match="diverged.*critic/td_loss.*--lr"):
         loop(agent=agent).run(30, log=lambda step, metrics: None)
+
+
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_snapshot_is_the_same_after_its_form_in_a_checkpoint(at):
+    running = loop(2)
+    running.run(at)
+    saved = running.snapshot()
+    read = LoopSnapshot.of(saved.tree())
+    assert set(saved.tree()) == {
+        "agent", "replay", "imagination", "counts", "learnt", "started", "due", "generators",
+        "sums", "imagined", "ended", "obs", "running",
+    }  # fmt: skip
+    assert (read.counts, read.started, read.due) == (saved.counts, saved.started, saved.due)
+    assert [len(r.actions) + len(r.queue) for r in read.running] == [
+        len(r.actions) + len(r.queue) for r in saved.running
+    ]
+    assert all((read.obs[key] == saved.obs[key]).all() for key in saved.obs)
+
+
+def test_a_snapshot_does_not_follow_the_loop():
+    running = loop()
+    running.run(5)
+    saved = running.snapshot()
+    actions, counts = [list(r.actions) for r in saved.running], list(saved.counts)
+    running.run(6)
+    assert [len(r.actions) for r in saved.running] == [len(a) for a in actions]
+    assert saved.counts == counts

@@ -10,6 +10,7 @@ from counting import CONFIG, Learner, loop
 
 from offline.data.mixture import Mixture, Share
 from offline.errors import InputError
+from offline.learning.snapshot import LoopSnapshot
 from offline.models.imagination import Imagination
 from offline.models.world_model import Prediction, StateLayout
 from offline.models.world_model_config import WorldModelConfig
@@ -108,7 +109,7 @@ def test_with_imagination_it_goes_on_where_it_stopped(count, at):
     first = dreamer(count)
     through(first, at, second)
     resumed = dreamer(count)
-    assert resumed.load_state_dict(first.state_dict()) == []
+    assert resumed.restore(LoopSnapshot.of(first.snapshot().tree())) == []
     through(resumed, 45, second)
     assert rows == second and any("imagined/reward" in metrics for _, metrics in rows)
     assert resumed.learnt == 5 and torch.equal(resumed.agent.weight, whole.agent.weight)
@@ -117,8 +118,8 @@ def test_with_imagination_it_goes_on_where_it_stopped(count, at):
 def test_a_run_from_before_there_was_imagination_goes_on():
     first = loop()
     first.run(8)
-    state = first.state_dict()
+    state = first.snapshot().tree()
     for name in ("imagination", "imagined", "learnt"):
         del state[name]
     resumed = loop()
-    assert resumed.load_state_dict(state) == [] and resumed.learnt == 0
+    assert resumed.restore(LoopSnapshot.of(state)) == [] and resumed.learnt == 0

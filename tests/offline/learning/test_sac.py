@@ -393,7 +393,7 @@ def test_bad_folders_and_observations_are_one_line(tmp_path):
         tmp_path / "other"
     )
     (tmp_path / "other" / "policy.safetensors").replace(tmp_path / "policy.safetensors")
-    with pytest.raises(InputError, match="two policies") as found:
+    with pytest.raises(InputError, match="does not fit policy.json") as found:
         ActorPolicy.load(tmp_path)
     assert "\n" not in str(found.value)
     with pytest.raises(InputError, match="n=0"):

@@ -84,7 +84,7 @@ def test_a_resumed_replay_has_the_same_steps():
     replay, other = make(20), make(20)
     play(replay, 13, ends="terminated")
     play(other, 19, first=500)  # whatever it held is gone
-    other.load_state_dict(copy.deepcopy(replay.state_dict()))
+    other.restore(copy.deepcopy(replay.snapshot()))
     assert read(other) == read(replay) and len(read(other)) == 13
 
 
