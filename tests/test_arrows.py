@@ -186,7 +186,7 @@ def write(root: Path, **files: str) -> Path:
 def test_the_real_files_are_read():
     """Guards the tests above against reading nothing: these imports are known to be there."""
     names = imported(ROOT / "genpol/runs/run.py", "genpol.runs.run")
-    assert {"diffusion.errors", "wandb"} <= names
+    assert {"offline.errors", "wandb"} <= names
     edges = graph(ROOT)
     assert "offline.critics.td" in edges["genpol.agents.expo"]  # at the top
     assert "genpol.training.session" in edges["genpol.commands.train.wiring"]  # TYPE_CHECKING
