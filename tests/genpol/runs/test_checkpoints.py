@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
     for line in lines:
         assert line == (
             f"cannot save {folder / 'step-000002'}: File too large. {folder / 'step-000001'} "
-            "is intact: free some space, then go on with --resume"
+            "is intact: free some space, then continue with --resume"
         )
     assert names(folder) == ["step-000001"]
     assert checkpoints.latest(folder)[0] == 1
