@@ -32,8 +32,7 @@ from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
 from genpol.policies.policy import load_policy
 from genpol.steering.action_units import Units
-from offline.critics.losses import td_loss
-from offline.critics.td import Penalty, Subset, TDCritic
+from offline.critics.td import Penalty, Subset, TDCritic, td_loss
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.errors import InputError

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.losses import follow, target_of, td_loss, td_metrics, td_target
+from offline.critics.td import follow, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch

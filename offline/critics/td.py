@@ -1,4 +1,4 @@
-"""`TDCritic`: a critic learning online by temporal differences, shared by every agent.
+"""Temporal differences: what every critic learns by, and `TDCritic`, which every agent shares.
 
 Each head minimises (Q_e(s, a) - y)^2 / 2 towards one target
 
@@ -22,12 +22,47 @@ import torch
 from torch import Generator, Tensor, nn
 
 from offline.critics.critic_config import CriticConfig
-from offline.critics.losses import td_loss, td_target, track
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.types import Obs
 
 Penalty = Callable[[ValueFunction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+def td_target(reward_B: Tensor, discount_B: Tensor, next_value_B: Tensor) -> Tensor:
+    """y = R + discount * v(s'): (B,), without gradient; what v is, is the method's."""
+    return (reward_B + discount_B * next_value_B).detach()
+
+
+def td_loss(q_EB: Tensor, target_B: Tensor) -> Tensor:
+    """(Q - y)^2 / 2: (E, B); no gradient to the target."""
+    return 0.5 * (q_EB - target_B.detach()) ** 2
+
+
+@torch.no_grad()
+def track(target: torch.nn.Module, source: torch.nn.Module, rate: float) -> None:
+    """target <- target + rate * (source - target)."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def target_of(critic: ValueFunction) -> ValueFunction:
+    """The target critic: a copy that no gradient reaches, and that `follow` moves."""
+    return copy.deepcopy(critic).requires_grad_(False)
+
+
+def follow(target: ValueFunction, critic: ValueFunction, rate: float) -> None:
+    """After a gradient step: bring the critic back within its bound, then `track` it."""
+    critic.tighten()  # before the target, which stays within the bound as an average
+    track(target, critic, rate)
+
+
+def td_metrics(td_EB: Tensor, q_EB: Tensor, target_B: Tensor) -> dict[str, Tensor]:
+    """What every critic logs: means of the TD loss, of Q at the data's actions, and of y."""
+    return {
+        "critic/td_loss": td_EB.detach().mean(),
+        "critic/q_data": q_EB.detach().mean(),
+        "critic/target": target_B.mean(),
+    }
 
 
 @dataclass(frozen=True)
@@ -122,7 +157,7 @@ class TDCritic:
         penalty: Penalty | None = None,
     ) -> None:
         self.value = value
-        self.target = copy.deepcopy(value).requires_grad_(False).eval()
+        self.target = target_of(value).eval()
         self.target_rate, self.penalty = target_rate, penalty
         self.params = list(value.parameters())
         self.optimizer = torch.optim.Adam(self.params, lr=lr, fused=True)
@@ -152,15 +187,9 @@ class TDCritic:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.value.tighten()  # before the target, which stays within the bound as an average
-        track(self.target, self.value, self.target_rate)
-        with torch.no_grad():
-            return metrics | {
-                "critic/td_loss": td.mean(),
-                "critic/q_data": q.mean(),
-                "critic/q_std": q.std(0, correction=0).mean(),
-                "critic/target": y.mean(),
-            }
+        follow(self.target, self.value, self.target_rate)
+        spread = q.detach().std(0, correction=0).mean()
+        return metrics | td_metrics(td, q, y) | {"critic/q_std": spread}
 
     def networks(self) -> list[nn.Module]:
         """Critic and target."""

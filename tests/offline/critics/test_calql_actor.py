@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offline.critics.calql import next_value
-from offline.critics.losses import td_target
+from offline.critics.td import td_target
 from offline.networks.heads import TanhGaussian
 
 

@@ -8,7 +8,7 @@ from toy_data import ListEpisodes, line_data, spec
 
 from offline.critics.calql import CalQL, actor_loss, calibrated, cql_gap, next_value
 from offline.critics.iql import IQL, expectile_loss
-from offline.critics.losses import td_loss, td_target, track
+from offline.critics.td import td_loss, td_target, track
 from offline.critics.train_value import ValueConfig, train_value
 from offline.critics.value import ValueFunction
 from offline.critics.value_report import auc

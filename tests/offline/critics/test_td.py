@@ -6,8 +6,7 @@ import pytest
 import torch
 from toy_data import spec
 
-from offline.critics.losses import td_target
-from offline.critics.td import Subset, TDCritic
+from offline.critics.td import Subset, TDCritic, td_target
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 
