@@ -237,6 +237,10 @@ class ImagePolicy:
 
     # -- weights --------------------------------------------------------------------------------
 
+    def networks(self) -> list[torch.nn.Module]:
+        """Those that predict: the UNet, and the frozen reference where it is one of its own."""
+        return [self.unet] if self._frozen is None else [self.unet, self._frozen]
+
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
         return {n: p for n, p in self.unet.named_parameters() if p.requires_grad}

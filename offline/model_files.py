@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -20,8 +20,30 @@ from torch import Tensor, nn
 
 from offline.errors import InputError
 from offline.files import siblings, write_together
+from offline.spec import ActionSpec
 
 HASH = "weights_sha256"
+
+
+class Described(Protocol):
+    """A model of observations and actions."""
+
+    env: str | None
+    spec: ActionSpec
+    obs_shapes: dict[str, tuple[int, ...]]
+    meta: dict[str, Any]
+
+
+def described(model: Described, architecture: Mapping[str, Any], **first: Any) -> dict[str, Any]:
+    """The document of a model of observations and actions, after what `first` says."""
+    return {
+        **first,
+        "env": model.env,
+        "spec": model.spec.to_dict(),
+        "obs_shapes": {key: list(shape) for key, shape in model.obs_shapes.items()},
+        "architecture": dict(architecture),
+        "meta": model.meta,
+    }
 
 
 def save_model(
@@ -104,3 +126,17 @@ def _of(weights: bytes, document: dict[str, Any], path: Path) -> dict[str, Any] 
         if staged.get(HASH) == digest:
             return staged
     return None if HASH in document else document
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], weights: Path, config: str) -> None:
+    """Give a model the weights of its file.
+
+    Raises:
+        InputError: they have other names or shapes than the document led to.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # names every tensor, over many lines
+        raise InputError(
+            f"{weights} does not fit {config} beside it: are they of two models?"
+        ) from error

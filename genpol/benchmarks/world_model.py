@@ -61,7 +61,7 @@ def measure(loop: Loop, steps: int) -> dict[str, float]:
         [
             (loop.envs, "step", "environment"),
             (imagination, "fit", "model"),
-            (training, "_update", "model_updates"),
+            (training, "update", "model_updates"),
             (imagination, "imagine", "rollout"),
             (loop.mixture, "sample", "draw"),
             (agent, "update_critic", "critic"),

@@ -23,7 +23,7 @@ from genpol.policies.gaussian import GaussianHead
 from genpol.policies.one_step import StudentHead
 from genpol.policies.precision import applied_in
 from offline.errors import InputError, SpecError, did_you_mean
-from offline.model_files import load_model, save_model
+from offline.model_files import described, fill, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.linear import Linear
 from offline.networks.normalizer import check_obs
@@ -215,15 +215,7 @@ class ChunkPolicy(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write both files; the folder holds the old policy or the new one, whatever happens."""
-        document = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "env": self.env,
-            "spec": self.spec.to_dict(),
-            "obs_shapes": {key: list(shape) for key, shape in self.obs_shapes.items()},
-            "architecture": self.architecture.to_dict(),
-            "meta": self.meta,
-        }
+        document = described(self, self.architecture.to_dict(), format=FORMAT, kind=self.kind)
         return save_model(folder, WEIGHTS, self, CONFIG, document)
 
 
@@ -248,12 +240,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu") -> ChunkPolicy:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the policy in {folder}: {error}") from error
-    try:
-        policy.load_state_dict(weights)
-    except RuntimeError as error:  # names every tensor, over many lines
-        raise InputError(
-            f"{folder / WEIGHTS} does not fit {CONFIG} beside it: are they of two policies?"
-        ) from error
+    fill(policy, weights, folder / WEIGHTS, CONFIG)
     return policy.to(device).eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from offline.errors import InputError, SpecError
-from offline.model_files import load_model, save_model
+from offline.model_files import described, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.ensemble import Dtype, StackedHeads
 from offline.networks.heads import CriticHeads
@@ -158,14 +158,7 @@ class ValueFunction(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write both files; the folder holds the old critic or the new one, whatever happens."""
-        document = {
-            "format": FORMAT,
-            "env": self.env,
-            "spec": self.spec.to_dict(),
-            "obs_shapes": {key: list(shape) for key, shape in self.obs_shapes.items()},
-            "architecture": self.architecture,
-            "meta": self.meta,
-        }
+        document = described(self, self.architecture, format=FORMAT)
         return save_model(folder, WEIGHTS, self, CONFIG, document)
 
     @classmethod

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from offline.errors import InputError
-from offline.model_files import load_model, save_model
+from offline.model_files import described, fill, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import check_obs
@@ -106,15 +106,7 @@ class ActorPolicy(nn.Module):
 
     def save(self, folder: str | Path, *, kind: str = KIND) -> Path:
         """Write both files, the old ones or the new; `kind` says what its chunks mean."""
-        document = {
-            "format": FORMAT,
-            "kind": kind,
-            "env": self.env,
-            "spec": self.spec.to_dict(),
-            "obs_shapes": {key: list(shape) for key, shape in self.obs_shapes.items()},
-            "architecture": self.architecture,
-            "meta": self.meta,
-        }
+        document = described(self, self.architecture, format=FORMAT, kind=kind)
         return save_model(folder, WEIGHTS, self, CONFIG, document)
 
     @classmethod
@@ -144,10 +136,5 @@ class ActorPolicy(nn.Module):
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"cannot read the policy in {folder}: {error}") from error
-        try:
-            policy.load_state_dict(weights)
-        except RuntimeError as error:  # names every tensor, over many lines
-            raise InputError(
-                f"{folder / WEIGHTS} does not fit {CONFIG} beside it: are they of two policies?"
-            ) from error
+        fill(policy, weights, folder / WEIGHTS, CONFIG)
         return policy.to(device).eval().requires_grad_(False)

@@ -139,7 +139,7 @@ class ModelTraining:
             count = min(epoch, config.model_updates - updates)
             total.zero_()
             for _ in range(count):
-                total += self._update(table, train, generator)
+                total += self.update(table, train, generator)
             loss = self._held_out_loss(held)
             better = loss < (1 - IMPROVED) * best
             for param, snapshot in zip(model.parameters(), kept, strict=True):
@@ -175,7 +175,7 @@ class ModelTraining:
         x = model.inputs(steps.state, steps.act)
         return Table(x, model.targets(steps), steps.terminated, weight)
 
-    def _update(self, table: Table, train: Tensor, generator: Generator) -> Tensor:
+    def update(self, table: Table, train: Tensor, generator: Generator) -> Tensor:
         """One step of every member, each on a batch of its own: the loss, mean over members."""
         model = self.model
         shape = (model.ensemble, self.config.model_batch_size)

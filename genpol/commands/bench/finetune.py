@@ -188,11 +188,10 @@ def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
     from genpol.runs.measure import ModelClock, read_peak, reset_peak, synchronise
 
     policy, cfg = tuner.policy, tuner.config
-    networks = [policy.unet] + ([policy._frozen] if policy._frozen is not None else [])
     device = str(policy.device)
     known = reset_peak(device)
     synchronise(device)
-    with ModelClock(networks, device) as clock:
+    with ModelClock(policy.networks(), device) as clock:
         backward, tuner.backward = tuner.backward, clock.timed(tuner.backward)
         cpu, start = time.process_time(), time.perf_counter()
         epoch()

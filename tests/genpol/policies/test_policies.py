@@ -239,7 +239,7 @@ def test_faulty_folders_are_one_line(tmp_path):
         (broken("alone", data=None), "policy.safetensors is missing"),
         (broken("alien", config={"format": "robomimic"}), 'not "genpol policy 1"'),
         (broken("kind", config={"kind": "wavelet"}), "cannot read the policy"),
-        (broken("sizes", config={"architecture": {"width": 8}}), "of two policies"),
+        (broken("sizes", config={"architecture": {"width": 8}}), "of two models"),
     ]
     for folder, message in cases:
         with pytest.raises(InputError, match=message) as caught:
