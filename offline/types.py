@@ -50,6 +50,14 @@ class HasMode(Protocol):
         """One chunk for each row: (B, H, A), normalised by `spec`."""
 
 
+@runtime_checkable
+class HasGenerators(Protocol):
+    """A policy with random streams of its own, beside the one that `sample` is handed."""
+
+    def generators(self) -> list[Generator]:
+        """All of them. An evaluation in the midst of training puts them back as they were."""
+
+
 class OnDevice(Protocol):
     """A tensor, or tensors that lie on one device."""
 

@@ -35,7 +35,7 @@ from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.learning.agent import Parts, load_parts, state_of
-from offline.types import Obs, Policy
+from offline.types import HasGenerators, Obs, Policy
 
 
 class EXPO:
@@ -214,8 +214,9 @@ class EXPO:
         return base + critic + edit + self.targets.networks()
 
     def generators(self) -> list[Generator]:
-        """The stream that heads are drawn from."""
-        return [self.heads]
+        """The stream that heads are drawn from, and those of a black box that has its own."""
+        base = self.base.average
+        return [self.heads, *(base.generators() if isinstance(base, HasGenerators) else ())]
 
     def state_dict(self) -> dict[str, Any]:
         return state_of(self._parts()) | {"updates": self.updates}

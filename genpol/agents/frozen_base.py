@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from offline.errors import SpecError
 from offline.spec import ActionSpec
-from offline.types import Obs, Policy
+from offline.types import HasGenerators, Obs, Policy
 
 
 class FrozenBase:
@@ -71,6 +71,13 @@ class FrozenBase:
             return self._ours(anew(obs, n, generator))
         self.reset()
         return self.sample(obs, n, generator)
+
+    def generators(self) -> list[Generator]:
+        """The random streams of both instances, where they have any of their own."""
+        both = (self._training, self._spare)
+        return [
+            g for policy in both if isinstance(policy, HasGenerators) for g in policy.generators()
+        ]
 
     def _ours(self, act: Tensor) -> Tensor:
         act = act[:, :, : self.spec.chunk].float()

@@ -11,6 +11,7 @@ import torch
 from genpol.agents.compatibility import require_observations, require_same_actions
 from genpol.agents.frozen_base import FrozenBase
 from genpol.reports.videos import Recording
+from genpol.runs.rng import undisturbed
 from genpol.steering.paired_episodes import Rollouts
 from genpol.training.evaluation import summarised, write_films
 from offline.errors import SpecError
@@ -68,6 +69,26 @@ def test_side_trips_leave_its_episode_alone():
         assert [decide(base, 5), decide(base, 5)] == [0.0, 0.05]
     assert [decide(targets, 7), decide(targets, 7)] == [0.0, 0.0]  # each a fresh beginning
     assert decide(base) == 0.1
+
+
+def test_an_evaluation_puts_back_the_streams_that_a_black_box_lists():
+    class Random(Counting):
+        def __init__(self):
+            super().__init__()
+            self.stream = torch.Generator().manual_seed(0)
+
+        def generators(self):
+            return [self.stream]
+
+        def sample(self, obs, n, generator):
+            return torch.rand(len(obs["state"]), n, 3, 2, generator=self.stream)
+
+    assert FrozenBase(Counting(), Counting(), OURS).generators() == []
+    base = FrozenBase(Random(), Random(), OURS)
+    targets, expected = base.for_targets, decide(FrozenBase(Random(), Random(), OURS))
+    with undisturbed(generators=base.generators()), base.aside():
+        assert [decide(base), decide(base)][1] != expected
+    assert decide(targets) == decide(base) == expected
 
 
 def test_what_it_proposes_is_clipped_to_the_bounds():
