@@ -1,0 +1,1 @@
+"""Run folders: configuration, metrics, checkpoints, random streams, and how a process behaves."""
