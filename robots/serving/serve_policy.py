@@ -90,8 +90,9 @@ def observed(part: Any) -> dict[str, tuple[int, ...]] | None:
     one of them does not say."""
     if (shapes := getattr(part, "obs_shapes", None)) is not None:
         return {key: tuple(shape) for key, shape in shapes.items()}
-    parts = [getattr(part, name) for name in ("base", "score") if hasattr(part, name)]
-    parts += getattr(part, "critics", [])
+    parts = getattr(part, "critics", None) or []  # of a composed critic
+    if hasattr(part, "base"):  # a steered policy: what proposes, and what chooses
+        parts = [getattr(part, name) for name in ("base", "score") if hasattr(part, name)]
     found = [observed(one) for one in parts]
     if not found or None in found:
         return None
