@@ -12,7 +12,8 @@ class DatasetRunOptions:
     """Which dataset, where to learn, and where to leave the result."""
 
     data: str
-    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME. `genpol data info` describes it."""
+    """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
+    yours. `genpol data info` describes it."""
     language_model: str | None = None
     """Sentence encoder that shows the learner the instructions: "shipped", or a folder. Default:
     none, instructions are not used."""

@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "genpol.commands.demo.command",
         "Demo",
-        "Run each main job, small, on shipped assets, and make one page of pictures.",
+        "Run each main job, small, on shipped assets; write a page of results.",
     ),
     "finetune": Command(
         "genpol.commands.finetune",

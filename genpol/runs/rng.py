@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, nn
 
+
 @contextmanager
 def undisturbed(
     networks: Iterable[nn.Module] = (), generators: Iterable[Generator] = ()

@@ -29,12 +29,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from offline.errors import InputError
 from genpol import __version__
 from genpol.runs import checkpoints
-from offline.files import disk_errors, write_beside
 from genpol.runs.interrupts import InterruptGuard
 from genpol.runs.metrics import MetricsCsv
+from offline.errors import InputError
+from offline.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,8 @@ class DataChunk:
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME."""
+    """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
+    yours."""
     output: Path
     """Robomimic-format HDF5 file to write."""
     action_chunk: int = 4

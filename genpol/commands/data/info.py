@@ -16,7 +16,8 @@ class DataInfo:
     """Describe and validate a dataset: robomimic or D4RL HDF5, Minari, LeRobot v3."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Dataset: a .hdf5 file, a LeRobot folder, or minari:NAME."""
+    """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
+    yours."""
     json: bool = False
     """Print JSON instead of text."""
 

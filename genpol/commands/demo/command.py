@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--mod
 
 @dataclass(frozen=True)
 class Demo:
-    """A small run of each main job on shipped assets; writes one page of results and pictures."""
+    """Run each main job, small, on shipped assets; write a page of results."""
 
     output: Path = Path("runs/demo")
     """Folder of the page (index.html) and of the runs behind it. An earlier demo in it is

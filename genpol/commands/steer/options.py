@@ -34,8 +34,8 @@ class Steer:
     value_weights: tuple[float, ...] = ()
     """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     env: str | None = None
-    """Environment, such as metaworld/push-v3. Default: the environment that the value was trained
-    on."""
+    """Environment to act in: metaworld/pick-place-v3, an OGBench or gymnasium id, or module:name of
+    one of yours. Default: the environment that the value was trained on."""
     num_candidates: int = 32
     """Proposals that are ranked for each decision (K), at least 1."""
     temperature: float = 1.0

@@ -65,11 +65,12 @@ class Train(TrainConfig):
     """
 
     env: str | None = None
-    """Environment to act in, such as metaworld/pick-place-v3. Default: the environment that --data
-    was collected in."""
+    """Environment to act in: metaworld/pick-place-v3, an OGBench or gymnasium id, or module:name of
+    one of yours. Default: the environment that --data was collected in."""
     data: str | None = None
-    """Demonstrations: a .hdf5 file, a LeRobot folder, or minari:NAME. Default: none; the agent
-    learns from --base, or from scratch (see --start-steps)."""
+    """Demonstrations: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a
+    reader of yours. Default: none; the agent learns from --base, or from scratch (see
+    --start-steps)."""
     base: str | None = None
     """Policy to start from: a folder of `genpol clone`, or robomimic:FILE, octo:DIR, lerobot:DIR,
     module:function or ws://HOST:PORT, which stay frozen. Default: a policy cloned from --data."""
@@ -99,7 +100,8 @@ class Train(TrainConfig):
     def recommended(cls, **options: Any) -> Train:
         """`Train(**options)`, in which the options that are not given have the defaults that
         `genpol train` would give them: those recommended for the agent, the world model, data
-        or none, and the preset.
+        or none, and the preset. Data that is passed as an object is not seen here: say
+        `offline_fraction` beside it.
 
         Raises:
             InputError: no such preset.

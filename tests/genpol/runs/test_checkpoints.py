@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 
-from offline.errors import InputError
 from genpol.runs import checkpoints
+from offline.errors import InputError
+
 STATE = {"epoch": 3, "rng": [1, 2**63], "beta": 0.1 + 0.2}
 
 

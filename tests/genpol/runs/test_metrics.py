@@ -6,8 +6,8 @@ import csv
 
 import pytest
 
-from offline.errors import InputError
 from genpol.runs.metrics import MetricsCsv
+from offline.errors import InputError
 
 
 @pytest.fixture

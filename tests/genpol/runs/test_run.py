@@ -11,8 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
-from offline.errors import InputError
 from genpol.runs.run import InterruptGuard, Run, read_config
+from offline.errors import InputError
 
 CONFIG = {"reward": "jpeg_compressibility", "epochs": 10, "beta": 3e-5, "seed": None}
 
