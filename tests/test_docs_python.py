@@ -24,8 +24,8 @@ EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
     ),
     "Train EXPO on a gymnasium environment of your own": (
         [
-            ("steps=2_000, start_steps=500", "steps=60, start_steps=40, update_after=40"),
-            ("eval_every=500", "eval_every=500, eval_episodes=2"),
+            ("steps=2_000", "steps=60, update_after=40, eval_episodes=2"),
+            ('"start_steps": 500', '"start_steps": 40'),
         ],
         "success: ",
     ),

@@ -58,6 +58,7 @@ def test_a_star_import_brings_every_name():
     assert set(table("offline")) <= set(space)
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_types(tmp_path):
     """mypy reads the stubs: a wrong argument is an error, a right one is not."""
     pytest.importorskip("mypy")
