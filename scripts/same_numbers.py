@@ -102,15 +102,18 @@ def words(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# Libraries choose instructions by processor, and sums then differ in their last bits; contacts in a
-# simulator and choices between near equals make more of that within a few hundred steps. With
-# the instructions that every x86-64 processor of the last fifteen years has, all compute the same.
+# Libraries choose instructions by processor, and sums then differ in their last bits. Contacts in
+# the simulator turn that into other returns and other lengths of episodes within ten episodes, so
+# no tolerance would tell such a run from a wrong one. These settings choose the instructions that
+# every x86-64 processor of the last fifteen years has: of torch, oneDNN, MKL, OpenBLAS, numpy, and
+# of the C library's sines and exponentials, which the simulator calls.
 INSTRUCTIONS = {
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "MKL_CBWR": "COMPATIBLE",
     "OPENBLAS_CORETYPE": "Nehalem",
     "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F,-AVX512VL,-FMA4",
 }
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from scripts.same_numbers import COMMANDS, ROOT, differences, golden, numbers, run
 
-# Measured with the golden numbers of one processor and the instructions of another: with those
-# that `scripts.same_numbers` restricts libraries to, nothing differs. What a processor still
-# decides is left this much room.
+# `scripts.same_numbers` fixes the instructions of the libraries, and repeated runs on one machine
+# are then equal to the last bit. This much is left to what may still depend on the processor.
+# It cannot be wide: see INSTRUCTIONS there.
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 
 
