@@ -17,6 +17,7 @@ import pytest
 from doc_blocks import ROOT, Block, blocks, lines, with_options, words
 
 from genpol import cli
+from genpol.commands.table import COMMANDS
 
 README = ROOT / "README.md"
 BLOCKS = [block for block in blocks(README) if block.language]
@@ -73,10 +74,8 @@ def smaller(command: list[str]) -> list[str]:
 
 def parsed(command: list[str], monkeypatch) -> Any:
     """The options of a printed command, read as on the command line and checked; nothing runs."""
-    module = next(
-        name for key, (name, _) in cli.COMMANDS.items()
-        if command[1 : 1 + len(key.split())] == key.split()
-    )  # fmt: skip
+    names = (" ".join(command[1 : 1 + size]) for size in (2, 1))
+    module = next(COMMANDS[name].module for name in names if name in COMMANDS)
     found: list[Any] = []
     monkeypatch.setattr(importlib.import_module(module), "run", found.append)
     assert cli.main(command[1:]) == 0, command
