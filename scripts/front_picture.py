@@ -75,7 +75,7 @@ def episodes() -> tuple[Recording, Recording]:
     import torch
 
     import genpol
-    from genpol.policies import load_policy
+    from genpol.policies.policy import load_policy
     from genpol.steering.session import Arms, make_select, run_arms
     from offline.critics.value import ValueFunction
     from robots.envs.make import layout_seed, make_env
