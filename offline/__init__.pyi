@@ -12,8 +12,7 @@ from offline.data.transitions import Transitions as Transitions
 from offline.errors import InputError as InputError
 from offline.errors import SpecError as SpecError
 from offline.learning.agent import Agent as Agent
-from offline.learning.agent import load_parts as load_parts
-from offline.learning.agent import state_of as state_of
+from offline.learning.agent import AgentOfParts as AgentOfParts
 from offline.learning.config import RLConfig as RLConfig
 from offline.learning.loop import Loop as Loop
 from offline.spec import ActionSpec as ActionSpec

@@ -11,9 +11,9 @@ import subprocess
 import sys
 
 import pytest
-from pages import ROOT, blocks, files, sections
+from doc_blocks import ROOT, files, python_blocks, sections
 
-PYTHON, EXTENDING = sections("docs/PYTHON.md"), sections("docs/EXTENDING.md")
+PYTHON, EXTENDING = sections(ROOT / "docs/PYTHON.md"), sections(ROOT / "docs/EXTENDING.md")
 # Heading -> (what is printed, what is run instead) and what the example must print.
 EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
     "Steer a policy": ([("range(50)", "range(2)")], "steered: success in"),
@@ -40,18 +40,18 @@ def environment() -> dict[str, str]:
 
 
 def test_every_example_is_run():
-    assert {heading for heading, text in PYTHON.items() if blocks(text)} == set(EXAMPLES)
-    assert {heading for heading, text in EXTENDING.items() if blocks(text)} == set(FAMILIES)
+    assert {heading for heading, text in PYTHON.items() if python_blocks(text)} == set(EXAMPLES)
+    assert {heading for heading, text in EXTENDING.items() if python_blocks(text)} == set(FAMILIES)
     for heading in EXAMPLES:
-        assert len(blocks(PYTHON[heading])) == 1
+        assert len(python_blocks(PYTHON[heading])) == 1
     for heading in FAMILIES:
-        assert len(files(EXTENDING[heading])) == len(blocks(EXTENDING[heading])) == 2
+        assert len(files(EXTENDING[heading])) == len(python_blocks(EXTENDING[heading])) == 2
 
 
 @pytest.mark.parametrize("heading", EXAMPLES)
 def test_an_example_of_the_python_page(heading, tmp_path, monkeypatch, capsys):
     """With no names but its own, so that its imports are seen to be enough."""
-    (source,) = blocks(PYTHON[heading])
+    (source,) = python_blocks(PYTHON[heading])
     replaced, printed = EXAMPLES[heading]
     for before, after in replaced:
         assert source.count(before) == 1, f'"{before}" is no longer in the example'

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
 from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.learning.agent import AgentOfParts, Part
 from offline.types import Policy
 
 
-class BC:
+class BC(AgentOfParts):
     """An `offline.learning.agent.Agent` without a critic.
 
     Args:
@@ -53,20 +53,9 @@ class BC:
         """The same."""
         return self.base.average
 
-    def networks(self) -> list[nn.Module]:
-        return self.base.networks()
-
-    def generators(self) -> list[Generator]:
-        """It has none of its own."""
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base policy's."""
-        return {"base": self.base.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned."""
-        self.base.load_state_dict(state["base"])
+    def parts(self) -> Mapping[str, Part]:
+        """The base policy."""
+        return {"base": self.base}
 
     def save(self, folder: Path) -> None:
         """Write policy/; there is no value."""

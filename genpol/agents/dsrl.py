@@ -37,7 +37,7 @@ from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.errors import InputError
 from offline.learning.actor_policy import ActorPolicy
-from offline.learning.agent import Parts, load_parts, state_of
+from offline.learning.agent import AgentOfParts, Part
 from offline.learning.sac import ActorLearner, Pool
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
@@ -47,7 +47,7 @@ from offline.types import Obs, Policy
 KIND = "noise"
 
 
-class DSRL:
+class DSRL(AgentOfParts):
     """An `offline.learning.agent.Agent`.
 
     Args:
@@ -174,7 +174,8 @@ class DSRL:
 
     # -- files
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Mapping[str, Part]:
+        """All weights, optimisers and the stream that heads are drawn from."""
         return {
             "base": self.base,
             "critic": self.critic,
@@ -182,22 +183,6 @@ class DSRL:
             "actor": self.learner,
             "draw": self.draw,
         }
-
-    def networks(self) -> list[nn.Module]:
-        own: list[nn.Module] = [self.noise_critic.heads, self.learner.actor]
-        return self.base.networks() + self.critic.networks() + own
-
-    def generators(self) -> list[Generator]:
-        """The stream that heads are drawn from."""
-        return [self.draw]
-
-    def state_dict(self) -> dict[str, Any]:
-        """All weights, optimisers and the stream that heads are drawn from."""
-        return state_of(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned."""
-        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write `value/`, the action critic's target, and `policy/`, see `NoisePolicy.save`."""
@@ -233,6 +218,10 @@ class NoiseCritic:
         loss.mean(1).sum().backward()
         self.optimizer.step()
         return loss.detach().mean()
+
+    def networks(self) -> list[nn.Module]:
+        """The heads."""
+        return [self.heads]
 
     def state_dict(self) -> dict[str, Any]:
         """Heads and optimiser."""

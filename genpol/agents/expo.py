@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.deploy import save_edit
@@ -34,11 +34,11 @@ from genpol.steering.steered import Decision, Steered
 from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
-from offline.learning.agent import Parts, load_parts, state_of
-from offline.types import HasGenerators, Obs, Policy
+from offline.learning.agent import AgentOfParts, Part
+from offline.types import Obs, Policy
 
 
-class EXPO:
+class EXPO(AgentOfParts):
     """The agent of EXPO: a policy that imitates, edits of its proposals, the best of them all.
 
     Args:
@@ -199,7 +199,7 @@ class EXPO:
 
     # -- files
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Mapping[str, Part]:
         return {
             "base": self.base,
             "critic": self.critic,
@@ -208,21 +208,11 @@ class EXPO:
             "targets": self.targets,
         }
 
-    def networks(self) -> list[nn.Module]:
-        edit = [] if self.edit is None else self.edit.networks()
-        base, critic = self.base.networks(), self.critic.networks()
-        return base + critic + edit + self.targets.networks()
-
-    def generators(self) -> list[Generator]:
-        """The stream that heads are drawn from, and those of a black box that has its own."""
-        base = self.base.average
-        return [self.heads, *(base.generators() if isinstance(base, HasGenerators) else ())]
-
     def state_dict(self) -> dict[str, Any]:
-        return state_of(self._parts()) | {"updates": self.updates}
+        return super().state_dict() | {"updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_parts(self._parts(), state)
+        super().load_state_dict(state)
         self.updates = state["updates"]
 
     def save(self, folder: Path) -> None:

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
@@ -30,12 +29,12 @@ from genpol.policies.student import Student, distance
 from offline.critics.td import Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
-from offline.learning.agent import Parts, load_parts, state_of
+from offline.learning.agent import AgentOfParts, Part
 
 SMALLEST_SCALE = 1e-3  # of |Q|, which may be 0 at first
 
 
-class FQL:
+class FQL(AgentOfParts):
     """An `offline.learning.agent.Agent`.
 
     Args:
@@ -132,7 +131,8 @@ class FQL:
 
     # -- files
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Mapping[str, Part]:
+        """Flow, critic, student, the optimisers and the stream that heads are drawn from."""
         return {
             "base": self.base,
             "critic": self.critic,
@@ -140,21 +140,6 @@ class FQL:
             "optimizer": self.optimizer,
             "heads": self.heads,
         }
-
-    def networks(self) -> list[nn.Module]:
-        return [*self.base.networks(), *self.critic.networks(), self.student]
-
-    def generators(self) -> list[Generator]:
-        """The stream that heads are drawn from."""
-        return [self.heads]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Flow, critic, student, the optimisers and the stream that heads are drawn from."""
-        return state_of(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned."""
-        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write value/, the target critic; policy/, the student; flow/, what it stays near."""

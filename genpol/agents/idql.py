@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation, require_learnable
@@ -31,11 +30,11 @@ from offline.critics.iql import expectile_loss
 from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
-from offline.learning.agent import Parts, load_parts, state_of
+from offline.learning.agent import AgentOfParts, Part
 from offline.networks.heads import mlp
 
 
-class IDQL:
+class IDQL(AgentOfParts):
     """An `offline.learning.agent.Agent`.
 
     Args:
@@ -112,7 +111,8 @@ class IDQL:
 
     # -- files
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Mapping[str, Part]:
+        """Base policy, Q, V, the optimisers and the streams that heads are drawn from."""
         return {
             "base": self.base,
             "critic": self.critic,
@@ -120,21 +120,6 @@ class IDQL:
             "optimizer": self.optimizer,
             "heads": self.heads,
         }
-
-    def networks(self) -> list[nn.Module]:
-        return [*self.base.networks(), *self.critic.networks(), self.state_value]
-
-    def generators(self) -> list[Generator]:
-        """The streams that heads are drawn from: in learning and acting, and in evaluating."""
-        return self.heads
-
-    def state_dict(self) -> dict[str, Any]:
-        """Base policy, Q, V, the optimisers and the streams that heads are drawn from."""
-        return state_of(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned."""
-        load_parts(self._parts(), state)
 
     def save(self, folder: Path) -> None:
         """Write value/, the target critic, and policy/, the average."""

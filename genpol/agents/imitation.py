@@ -24,7 +24,7 @@ from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
-from offline.types import Policy
+from offline.types import HasGenerators, Policy
 
 Filter = Literal["all", "success"]
 P = TypeVar("P", bound=Policy)
@@ -138,6 +138,10 @@ class Imitation(Generic[P]):
         """The policy and its average; none of a black box that is no network."""
         both = (self.policy, self.average)
         return [policy for policy in both if isinstance(policy, nn.Module)]
+
+    def generators(self) -> list[Generator]:
+        """The random streams of a black box that has its own."""
+        return self.average.generators() if isinstance(self.average, HasGenerators) else []
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average and optimiser; only the weights if frozen, nothing of a black box."""

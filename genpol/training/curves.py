@@ -221,7 +221,7 @@ def _multiples(log: Log, shown: list[Curve]) -> bytes | None:
         )
         axes.set_title(title, fontsize=9.5, loc="left", color=INK)
         axes.set_xlim(0, float(log["step"][-1]))
-        axes.xaxis.set_major_locator(_few())
+        axes.xaxis.set_major_locator(_few_ticks())
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
         axes.set_xlabel(name, fontsize=8, color="#6e6e73")
@@ -239,7 +239,7 @@ def _has_success(log: Log) -> bool:
     return len(known(log, "eval/success")[0]) > 0
 
 
-def _few() -> Any:
+def _few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(4)

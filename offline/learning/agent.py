@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
 from offline.data.batch import Batch
 from offline.spec import ActionSpec
-from offline.types import Policy
+from offline.types import HasGenerators, Policy
 
 
 class Agent(Protocol):
@@ -75,29 +75,64 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> Any: ...
 
 
-Parts = Mapping[str, "Stateful | Generator | list[Generator] | None"]
+@runtime_checkable
+class HasNetworks(Protocol):
+    """A part of an agent that is made of networks."""
+
+    def networks(self) -> list[nn.Module]: ...
 
 
-def state_of(parts: Parts) -> dict[str, Any]:
-    """The state of each part by its name: a tree, as `Agent.state_dict` returns it."""
-    state: dict[str, Any] = {}
-    for name, part in parts.items():
-        if isinstance(part, list):
-            state[name] = [stream.get_state() for stream in part]
-        elif isinstance(part, Generator):
-            state[name] = part.get_state()
-        else:
-            state[name] = None if part is None else part.state_dict()
-    return state
+Part: TypeAlias = "Stateful | Generator | list[Generator] | None"
 
 
-def load_parts(parts: Parts, state: Mapping[str, Any]) -> None:
-    """Let each part take on its state, in order."""
-    for name, part in parts.items():
-        if isinstance(part, list):
-            for stream, saved in zip(part, state[name], strict=True):
-                stream.set_state(saved)
-        elif isinstance(part, Generator):
-            part.set_state(state[name])
-        elif part is not None:
-            part.load_state_dict(state[name])
+class AgentOfParts:
+    """An agent that is the sum of its parts: its networks, random streams and state are theirs."""
+
+    def parts(self) -> Mapping[str, Part]:
+        """Each part by the name that its state is saved under."""
+        raise NotImplementedError
+
+    def networks(self) -> list[nn.Module]:
+        """Of all parts; see `Agent`."""
+        found: list[nn.Module] = []
+        for part in self.parts().values():
+            if isinstance(part, nn.Module):
+                found.append(part)
+            elif isinstance(part, HasNetworks):
+                found += part.networks()
+        return found
+
+    def generators(self) -> list[Generator]:
+        """Of all parts; see `Agent`."""
+        found: list[Generator] = []
+        for part in self.parts().values():
+            if isinstance(part, list):
+                found += part
+            elif isinstance(part, Generator):
+                found.append(part)
+            elif isinstance(part, HasGenerators):
+                found += part.generators()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all parts by their names."""
+        state: dict[str, Any] = {}
+        for name, part in self.parts().items():
+            if isinstance(part, list):
+                state[name] = [stream.get_state() for stream in part]
+            elif isinstance(part, Generator):
+                state[name] = part.get_state()
+            else:
+                state[name] = None if part is None else part.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let each part take on its state, in order."""
+        for name, part in self.parts().items():
+            if isinstance(part, list):
+                for stream, saved in zip(part, state[name], strict=True):
+                    stream.set_state(saved)
+            elif isinstance(part, Generator):
+                part.set_state(state[name])
+            elif part is not None:
+                part.load_state_dict(state[name])

@@ -24,7 +24,7 @@ from offline.critics.td import Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.learning.actor_policy import ActorPolicy
-from offline.learning.agent import Parts, load_parts, state_of
+from offline.learning.agent import AgentOfParts, Part
 from offline.learning.config import RLConfig
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
@@ -96,6 +96,10 @@ class ActorLearner:
         loss.backward(inputs=self.params)
         self.optimizer.step()
 
+    def networks(self) -> list[nn.Module]:
+        """The actor."""
+        return [self.actor]
+
     def state_dict(self) -> dict[str, Any]:
         """Actor, temperature and optimiser."""
         return {
@@ -111,7 +115,7 @@ class ActorLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class SAC:
+class SAC(AgentOfParts):
     """An `offline.learning.agent.Agent`: soft actor-critic with any number of heads.
 
     The actor sees the critic's encoding of an observation and does not train it: standardised
@@ -222,23 +226,9 @@ class SAC:
         """tanh(mean)."""
         return self._evaluating
 
-    def _parts(self) -> Parts:
-        return {"critic": self.critic, "actor": self.learner, "draw": self.draw}
-
-    def networks(self) -> list[nn.Module]:
-        return [*self.critic.networks(), self.learner.actor]
-
-    def generators(self) -> list[Generator]:
-        """The stream that heads are drawn from."""
-        return [self.draw]
-
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> Mapping[str, Part]:
         """Critic, actor, temperature, optimisers and the stream that heads are drawn from."""
-        return state_of(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` returned."""
-        load_parts(self._parts(), state)
+        return {"critic": self.critic, "actor": self.learner, "draw": self.draw}
 
     def save(self, folder: Path) -> None:
         """Write `value/`, the target critic, and `policy/`, see `ActorPolicy.save`."""

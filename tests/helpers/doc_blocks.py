@@ -76,3 +76,20 @@ def anchors(page: Path) -> set[str]:
         found.add(f"{name}-{counts[name]}" if name in counts else name)
         counts[name] = counts.get(name, 0) + 1
     return found
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Heading of the second level -> its text."""
+    parts = re.split(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def python_blocks(text: str) -> list[str]:
+    """The Python blocks of a section."""
+    return [match[2] for match in _FENCE.finditer(text) if match[1] == "python"]
+
+
+def files(text: str) -> dict[str, str]:
+    """The Python blocks that stand under a file's name: name -> what the file holds."""
+    found = re.findall(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return dict(found)

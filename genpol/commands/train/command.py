@@ -98,11 +98,11 @@ def train(
         where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
         print(f"stopped {where}; to continue: genpol train --resume {config.output}")
         return {}
-    tell(config, summary)
+    print_outcome(config, summary)
     return summary
 
 
-def tell(config: Train, summary: dict[str, float]) -> None:
+def print_outcome(config: Train, summary: dict[str, float]) -> None:
     """One line of what came out."""
     result = f"return {summary['eval/return']:.4g}"
     if summary["eval/success"] == summary["eval/success"]:  # not NaN
