@@ -1,6 +1,7 @@
 """`genpol bench expo`: what is measured is EXPO, and adds up."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ def small(monkeypatch):
     monkeypatch.setattr(command, "PROBLEM", command.PROBLEM | SMALL)
     faithful = command.FAITHFUL | {k: v for k, v in SMALL.items() if k in command.FAITHFUL}
     monkeypatch.setattr(command, "FAITHFUL", faithful)
+    monkeypatch.setattr(bench, "agreements", partial(bench.agreements, states=128))
 
 
 def test_presets_solve_the_same_problem():

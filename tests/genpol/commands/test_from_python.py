@@ -89,18 +89,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
 IMAGES = SMALL | {"held_out": 0.1, "final_eval_images": 2}
 
 
-def test_objects_fine_tune_as_the_same_things_by_name(tmp_path):
+def test_objects_fine_tune_as_the_same_things_by_name(tmp_path, models):
     prompts = [f"a {colour} circle" for colour in ("red", "green", "blue", "cyan", "grey")] * 3
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     named = Finetune(
-        **IMAGES | {"model": "tiny", "reward": "tiny_rewards:brightness",
-                    "prompts": str(tmp_path / "prompts.txt"), "output": tmp_path / "names"}
+        **IMAGES | {"model": str(models["sd"]), "reward": "tiny_rewards:brightness",
+                    "prompts": str(tmp_path / "prompts.txt"), "output": tmp_path / "names",
+                    "beta": 3e-5, "clip": 1e-3}
     )  # fmt: skip
     by_name = finetune(named)
     given = replace(named, reward=None, prompts=None, output=tmp_path / "objects")
     by_object = finetune(
         given,
-        pipeline=load_pipeline("tiny"),
+        pipeline=load_pipeline(str(models["sd"])),
         reward=brightness,
         prompts=prompts,
         gold={"twice": lambda images, prompts: 2 * brightness(images, prompts)},
@@ -112,7 +113,7 @@ def test_objects_fine_tune_as_the_same_things_by_name(tmp_path):
     steps = [[row["reward/mean"] for row in rows(tmp_path / run)] for run in ("names", "objects")]
     assert steps[0] == steps[1]
     config = json.loads((tmp_path / "objects" / "config.json").read_text())
-    assert config["reward"] == "tiny_rewards:brightness" and config["model"] == "tiny"
+    assert config["reward"] == "tiny_rewards:brightness" and config["model"] == str(models["sd"])
     assert config["algorithm"] == "diffusion.prdp:PRDP"
 
 
