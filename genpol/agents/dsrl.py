@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -47,6 +47,16 @@ from offline.types import Obs, Policy
 KIND = "noise"
 
 
+class Decoder(Policy, Protocol):
+    """A policy that is a function from noise to actions: a flow, or diffusion by DDIM."""
+
+    def decode(self, obs: Obs, noise: Tensor) -> Tensor:
+        """Standard normal noise (B, n, D) -> chunks (B, n, H, A), normalised by `spec`."""
+
+    def save(self, folder: Path) -> Path:
+        """Write it, for `genpol.policies.policy.load_policy`."""
+
+
 class DSRL(AgentOfParts):
     """An `offline.learning.agent.Agent`.
 
@@ -66,7 +76,7 @@ class DSRL(AgentOfParts):
 
     def __init__(
         self,
-        base: Policy,
+        base: Decoder,
         value: ValueFunction,
         config: TrainConfig,
         *,
@@ -245,7 +255,7 @@ class NoisePolicy:
         spec: that actions are normalised by; of longer chunks the first `spec.chunk` are kept.
     """
 
-    def __init__(self, base: Any, actor: ActorPolicy, spec: ActionSpec) -> None:
+    def __init__(self, base: Decoder, actor: ActorPolicy, spec: ActionSpec) -> None:
         self.base, self.actor, self.spec = base, actor, spec
         self._units = Units(base.spec, spec)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from offline.critics.td import TDCritic
@@ -133,14 +133,16 @@ class Fitter:
     def __call__(self, step: int) -> dict[str, float]:
         """One training; what it came to."""
         steps, keys = self.real.read()
-        weights: Any = None
+        weights: Callable[[Steps], Tensor] | None = None
         if self.vagram is not None:
             vagram, model = self.vagram, self.model
 
-            def weights(table: Steps) -> torch.Tensor:
+            def by_value(table: Steps) -> Tensor:
                 # the trainer divides errors of state and reward by what each changes by
                 std = model.delta_std / model.reward_std
                 return vagram.weights(table, std, step, self.generator)
+
+            weights = by_value
 
         metrics = self.training.fit(steps, self.generator, weights, keys)
         if self.vagram is not None:

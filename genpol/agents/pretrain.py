@@ -12,23 +12,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
+from genpol.agents.imitation import Imitation
 from offline.critics.calql import CalQL
 from offline.critics.iql import IQL
 from offline.critics.td import TDCritic
 from offline.critics.value_config import ValueConfig
-from offline.data.batch import shifted
+from offline.data.batch import Batch, shifted
 from offline.data.transitions import Transitions
 from offline.errors import InputError
 from offline.learning.agent import Agent
 
 Log = Callable[[int, dict[str, float]], None]
 Stop = Callable[[], bool]
+Learn = Callable[[Batch, Generator], dict[str, Tensor]]
+
+
+@runtime_checkable
+class HasPretrain(Protocol):
+    """An agent with a way of its own to clone a dataset."""
+
+    def pretrain(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """One step; scalars to log."""
 
 
 def pretrain(
@@ -59,7 +69,7 @@ def pretrain(
     phases: list[tuple[int, Callable[[Generator], dict[str, Tensor]]]] = []
     draw = Generator().manual_seed(config.seed + 20)
 
-    def batch() -> Any:
+    def batch() -> Batch:
         return shifted(data.sample(config.batch_size, draw), config.random_shift, draw).to(device)
 
     # FQL's student, which acts, has to learn a base policy that is trained already, too.
@@ -96,21 +106,17 @@ def pretrain(
         done()
 
 
-def _cloner(agent: Any) -> Callable[[Any, Generator], dict[str, Tensor]] | None:
+def _cloner(agent: Agent) -> Learn | None:
     """One step of cloning by whatever the agent imitates with."""
-    if hasattr(agent, "pretrain"):
-        cloner: Callable[[Any, Generator], dict[str, Tensor]] = agent.pretrain
-        return cloner
+    if isinstance(agent, HasPretrain):
+        return agent.pretrain
     base = getattr(agent, "base", None)
-    if base is None or base.frozen:
-        return None
-    learn: Callable[[Any, Generator], dict[str, Tensor]] = base.update
-    return learn
+    return base.update if isinstance(base, Imitation) and not base.frozen else None
 
 
 def _critic(
     agent: Agent, critic: TDCritic, config: TrainConfig
-) -> tuple[Callable[[Any, Generator], dict[str, Tensor]], Callable[[], None] | None]:
+) -> tuple[Learn, Callable[[], None] | None]:
     """A step of the critic's pretraining, and what is left to do after the last one."""
     if config.critic_pretrain == "td":
         return agent.update_critic, None

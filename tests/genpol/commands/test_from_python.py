@@ -35,7 +35,7 @@ def options(**changes) -> Train:
     return Train(**TINY | {"max_steps": 12} | changes)
 
 
-def test_objects_train_as_the_same_things_by_name(tmp_path):
+def test_objects_train_as_the_same_things_by_name(tmp_path, no_page):
     path = write_demonstrations(tmp_path / "demos.hdf5", env=OWN)
     run(options(env=OWN, data=str(path), output=tmp_path / "names"))
     summary = train(
@@ -46,7 +46,7 @@ def test_objects_train_as_the_same_things_by_name(tmp_path):
     assert json.loads((tmp_path / "objects" / "config.json").read_text())["env"] == OWN
 
 
-def test_a_run_is_resumed_with_the_same_objects(tmp_path):
+def test_a_run_is_resumed_with_the_same_objects(tmp_path, no_page):
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(options(env=None, output=whole), env=ToyReach)
     train(options(env=None, output=part, steps=24), env=ToyReach)
@@ -54,7 +54,7 @@ def test_a_run_is_resumed_with_the_same_objects(tmp_path):
     assert_same_run(whole, part)
 
 
-def test_demonstrations_are_a_list_and_the_starts_are_copied(tmp_path):
+def test_demonstrations_are_a_list_and_the_starts_are_copied(tmp_path, no_page):
     demos = [demonstration(seed) for seed in range(6)]
     shapes = {"state": (3,)}
     spec = replace(SPEC.with_chunk(2), mask=(True, True))
@@ -67,7 +67,7 @@ def test_demonstrations_are_a_list_and_the_starts_are_copied(tmp_path):
     assert (tmp_path / "run" / "value" / "value.safetensors").exists()
 
 
-def test_a_black_box_object_is_the_base(tmp_path):
+def test_a_black_box_object_is_the_base(tmp_path, no_page):
     aim = CallablePolicy(lambda obs: np.zeros((2, 2)), env_spec=SPEC, action_chunk=2)
     train(options(output=tmp_path / "run"), base=aim)
     assert not (tmp_path / "run" / "policy").exists()  # it is not ours to save
