@@ -188,7 +188,8 @@ def weights(path: Path) -> Numbers:
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().numpy().tobytes())
-        found[f"rms/{name}"] = float(value.double().square().mean().sqrt())
+        # Rounded, as the last digit of a sum depends on where its memory lies; the hash tells bits.
+        found[f"rms/{name}"] = float(f"{float(value.double().square().mean().sqrt()):.12g}")
     return {"sha256": digest.hexdigest()} | found
 
 
