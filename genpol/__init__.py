@@ -34,7 +34,7 @@ _DEFINED_IN = {
     "make_value": "genpol.agents.make",
     "make_base": "genpol.agents.make",
     "EXPO": "genpol.agents.expo",
-    "Finetune": "genpol.commands.finetune",
+    "Finetune": "genpol.commands.finetune.options",
     "finetune": "genpol.commands.from_python",
 }
 __all__ = [*_DEFINED_IN]

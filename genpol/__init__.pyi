@@ -5,7 +5,7 @@ from genpol.agents.expo import EXPO as EXPO
 from genpol.agents.make import make_agent as make_agent
 from genpol.agents.make import make_base as make_base
 from genpol.agents.make import make_value as make_value
-from genpol.commands.finetune import Finetune as Finetune
+from genpol.commands.finetune.options import Finetune as Finetune
 from genpol.commands.from_python import finetune as finetune
 from genpol.commands.from_python import train as train
 from genpol.commands.steer.command import steer as steer

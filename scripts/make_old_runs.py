@@ -236,7 +236,8 @@ def served(name: str) -> Numbers:
     import numpy as np
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    from genpol.commands.serve import Serve, make_server
+    from genpol.commands.serve.command import make_server
+    from genpol.commands.serve.options import Serve
 
     found: Numbers = {}
     with make_server(Serve(policy=name, port=0)) as server:

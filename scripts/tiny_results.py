@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from genpol.commands.demo.command import SETTINGS
-from genpol.commands.finetune import RESUMABLE, Finetune, complete, train
+from genpol.commands.finetune.command import complete, train
+from genpol.commands.finetune.options import RESUMABLE, Finetune
 from genpol.reports.grids import before_after
 from genpol.runs.resuming import restored
 from scripts.results_table import write_block
@@ -60,7 +61,7 @@ def score_pipeline(count: int = 512) -> None:
     from diffusion.pipelines import load_pipeline
     from diffusion.prompts.sources import take
     from diffusion.world import checker, gold
-    from genpol.commands.generate import draw_images
+    from genpol.commands.generate.command import draw_images
 
     path = RESULTS / "tiny_pipeline.csv"
     done = {row["guidance_scale"] for row in read(path)}

@@ -48,7 +48,7 @@ def test_every_arm_is_one_that_train_knows():
     from dataclasses import fields
 
     from genpol.commands.clone import Clone
-    from genpol.commands.collect import Collect
+    from genpol.commands.collect.options import Collect
     from genpol.commands.train.options import Train
 
     known = {f.name for f in fields(Train)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from genpol.commands.finetune import Finetune
+from genpol.commands.finetune.options import Finetune
 from genpol.commands.train.options import Train
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ def finetune(
         InputError: for what the caller can mend; nothing has been written then.
     """
     from diffusion.config import check
-    from genpol.commands.finetune import RESUMABLE, Given, complete
-    from genpol.commands.finetune import train as run
+    from genpol.commands.finetune.command import Given, complete
+    from genpol.commands.finetune.command import train as run
+    from genpol.commands.finetune.options import RESUMABLE
     from genpol.runs.resuming import restored
 
     names: dict[str, Any] = {}

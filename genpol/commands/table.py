@@ -27,17 +27,17 @@ COMMANDS: dict[str, Command] = {
         "Run each main job, small, on shipped assets; write a page of results.",
     ),
     "finetune": Command(
-        "genpol.commands.finetune",
+        "genpol.commands.finetune.command",
         "Finetune",
         "Fine-tune an image diffusion pipeline on a reward (PRDP).",
     ),
     "generate": Command(
-        "genpol.commands.generate",
+        "genpol.commands.generate.command",
         "Generate",
         "Draw images from a pipeline (+ LoRA), optionally the best of K by a reward.",
     ),
     "collect": Command(
-        "genpol.commands.collect",
+        "genpol.commands.collect.command",
         "Collect",
         "Collect demonstrations by two imperfect scripted operators, failures kept.",
     ),
@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
         "Improve a policy by reinforcement learning, offline to online (EXPO, peers).",
     ),
     "serve": Command(
-        "genpol.commands.serve",
+        "genpol.commands.serve.command",
         "Serve",
         "Serve a policy, steered or not, or steer another server's policy (openpi).",
     ),

@@ -83,7 +83,8 @@ def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
     from diffusion.errors import InputError
     from genpol.benchmarks.ddpo import ddpo_epoch
-    from genpol.commands.finetune import Finetune, build, complete
+    from genpol.commands.finetune.command import build, complete
+    from genpol.commands.finetune.options import Finetune
     from genpol.runs.measure import Cost
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run

@@ -59,7 +59,8 @@ def images(config: Demo) -> list[Panel] | None:
     """Fine-tune the shipped pipeline; None when interrupted."""
     from diffusion.config import check
     from diffusion.pipelines import TINY
-    from genpol.commands.finetune import Finetune, complete, train
+    from genpol.commands.finetune.command import complete, train
+    from genpol.commands.finetune.options import Finetune
     from genpol.finetuning.report import finetune_panels
 
     folder = config.output / "images"

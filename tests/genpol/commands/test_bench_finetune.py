@@ -18,7 +18,8 @@ from genpol.commands.bench.finetune import (
     run,
     snapshot,
 )
-from genpol.commands.finetune import Finetune, build
+from genpol.commands.finetune.command import build
+from genpol.commands.finetune.options import Finetune
 from genpol.runs.measure import ModelClock, reset_peak
 
 REWARD = "test_bench_finetune:redness"

@@ -50,7 +50,7 @@ def plain_image(model: Path, lora: Path | None, prompt: str, seed: int) -> torch
 
 
 def tuner_of(models, prompts, **options):
-    from genpol.commands.finetune import build
+    from genpol.commands.finetune.command import build
 
     options = {"model": models["sd"], "reward": "tiny_rewards:brightness"} | options
     return build(small_config(prompts=prompts, **options))[0]
@@ -105,7 +105,7 @@ def test_what_a_run_leaves_behind(name, runs):
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl"])
 def test_plain_diffusers_and_generate_draw_the_same_image(name, runs, models, tmp_path):
     from diffusion.pipelines import load_lora, load_pipeline
-    from genpol.commands.generate import draw_images
+    from genpol.commands.generate.command import draw_images
 
     lora, prompt = runs(name) / "lora", "a red fox"
     theirs = plain_image(models[name], lora, prompt, seed=7)
@@ -132,7 +132,7 @@ def test_training_and_generating_draw_the_same_image(name, models, prompts):
     """Guidance with an empty negative prompt, which SDXL zeroes, is the same on both sides."""
     from diffusion.chain import sample_chain
     from diffusion.pipelines import load_pipeline
-    from genpol.commands.generate import draw_images
+    from genpol.commands.generate.command import draw_images
 
     tuner = tuner_of(models, prompts, model=models[name])
     cond = tuner.policy.encode(["two owls"])

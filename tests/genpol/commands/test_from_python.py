@@ -17,7 +17,7 @@ from diffusion.errors import InputError as ImageError
 from diffusion.pipelines import load_pipeline
 from diffusion.prdp import PRDP
 from diffusion.prompts.sources import load_prompts
-from genpol.commands.finetune import Finetune
+from genpol.commands.finetune.options import Finetune
 from genpol.commands.from_python import finetune, train
 from genpol.commands.train.command import run
 from genpol.commands.train.options import Train

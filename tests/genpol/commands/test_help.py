@@ -15,7 +15,8 @@ from diffusion.config import PUBLISHED, TINY
 from genpol import cli
 from genpol.agents.config import FAITHFUL, SAC_IMAGINING, SAC_USUAL
 from genpol.commands.described import Option, groups, kind, options_of
-from genpol.commands.finetune import Finetune, complete
+from genpol.commands.finetune.command import complete
+from genpol.commands.finetune.options import Finetune
 from genpol.commands.parsing import parse, start
 from genpol.commands.table import COMMANDS
 from genpol.commands.train.options import Train

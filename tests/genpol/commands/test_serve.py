@@ -21,7 +21,8 @@ openpi = pytest.importorskip("openpi_client.websocket_client_policy")
 from fake_servers import SHAPES, SPEC, OpenpiServer
 from websockets.sync.client import connect
 
-from genpol.commands.serve import Serve, make_server
+from genpol.commands.serve.command import make_server
+from genpol.commands.serve.options import Serve
 from genpol.policies.architecture import Architecture
 from genpol.policies.policy import ChunkPolicy, load_policy
 from genpol.steering.select import softmax

@@ -5,87 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from diffusion.config import PUBLISHED, TINY, FinetuneConfig, check, recommended_texts
+from diffusion.config import PUBLISHED, TINY, check
+from genpol.commands.finetune.options import RESUMABLE, Finetune
 
 if TYPE_CHECKING:
     from diffusion.finetune import Finetuner
     from diffusion.objective import Objective
     from diffusion.prompts.sources import PromptSource
     from diffusion.rewards import RewardFn
-
-RESUMABLE = ("epochs", "wandb", "device")  # what a resumed run may go on with differently
-# The order of help: subject -> fields.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "what most people need": (
-        "model", "reward", "prompts", "epochs", "prompts_per_epoch", "images_per_prompt",
-        "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
-    ),
-    "objective": (
-        "algorithm", "inner_steps", "clip", "clipping", "unit", "aggregate", "step_weights",
-    ),
-    "sampling": (
-        "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
-    ),
-    "weights and optimiser": (
-        "train", "lora_rank", "lora_targets", "weight_decay", "max_grad_norm", "ema",
-    ),
-    "prompts": ("prompt_column", "held_out", "eval_prompts"),
-    "memory and precision": (
-        "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
-        "storage_dtype",
-    ),
-    "evaluation": ("gold_reward", "eval_images", "final_eval_images", "eval_every"),
-    "run": ("checkpoint_every", "keep_checkpoints", "wandb"),
-}  # fmt: skip
-# What help shows for settings that the model decides.
-DEFAULT_TEXTS = recommended_texts() | {
-    name: f"{TINY[name]} for tiny; other models need it" for name in ("reward", "prompts")
-}
-
-
-@dataclass(frozen=True)
-class Finetune(FinetuneConfig):
-    """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
-
-    model: str | None = None
-    """Pipeline to train: "tiny" (shipped), a diffusers folder, or a hub id. Default: tiny."""
-    reward: str | None = None
-    """Reward: a name, module:function, http://HOST:PORT, or a sum such as "10*clip+2*hpsv2"."""
-    gold_reward: str | None = None
-    """Rewards that are only evaluated, separated by commas. Default: the gold checker on world
-    prompts, else none."""
-    prompts: str | None = None
-    """Prompts: a .txt, .jsonl or .csv file, or a generator such as world."""
-    prompt_column: str = "prompt"
-    """Column (csv) or key (jsonl) that holds the prompt."""
-    held_out: float = 0.1
-    """Share of the prompts that is never trained on, at least 0 and below 1, chosen by a hash of
-    the prompt. At 0, evaluations use training prompts."""
-    eval_prompts: str | None = None
-    """Separate file of held-out prompts. Default: the share of --held-out."""
-    lora: str | None = None
-    """LoRA to start from. It is then the reference as well. Default: none, a new LoRA."""
-    scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
-    """Scheduler to sample with. "keep" replaces only schedulers whose steps have no density."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the frozen weights. Trained weights are always fp32."""
-    device: str | None = None
-    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
-    cpu."""
-    output: Path = Path("runs/finetune")
-    """Run folder. The weights are left in its lora/ or unet/."""
-    resume: Path | None = None
-    """Run folder to go on with, bit for bit. --epochs may be raised. Default: a new run."""
-    checkpoint_every: int = 5
-    """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
-    keep_checkpoints: int = 2
-    """Checkpoints that are kept."""
-    wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs. Default: online when logged in, else offline."""
-    trust: bool = False
-    """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""The options of `genpol generate`, by subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusion.config import recommended_texts
+
+# The order of help: subject -> fields.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what most people need": (
+        "prompts", "num_prompts", "model", "lora", "images_per_prompt", "best_of", "reward",
+        "seed", "device", "output",
+    ),
+    "sampling": (
+        "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
+    ),
+    "loading and memory": ("prompt_column", "unet", "dtype", "batch", "trust"),
+}  # fmt: skip
+# What help shows for settings that the model decides.
+DEFAULT_TEXTS = recommended_texts()
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw images from a pipeline (+ LoRA), optionally the best of K by a reward."""
+
+    prompts: str
+    """Prompts: a .txt, .jsonl or .csv file, or a generator such as world (then also
+    --num-prompts)."""
+    model: str = "tiny"
+    """Pipeline: "tiny" (shipped), a diffusers folder, or a hub id."""
+    lora: str | None = None
+    """LoRA folder, such as runs/x/lora. Default: none."""
+    unet: str | None = None
+    """Folder of a fully fine-tuned UNet, such as runs/x/unet. Default: the pipeline's own."""
+    prompt_column: str = "prompt"
+    """Column (csv) or key (jsonl) that holds the prompt."""
+    num_prompts: int | None = None
+    """Number of prompts, at least 1: the first of a file, or held-out ones of a generator. Default:
+    all of a file."""
+    images_per_prompt: int = 1
+    """Images for each prompt, at least 1."""
+    best_of: int = 1
+    """Candidates drawn for each image, at least 1. The one with the highest --reward is kept."""
+    reward: str | None = None
+    """Reward to record, and to choose by with --best-of. Default: none."""
+    seed: int = 0
+    """Seed of the first candidate. Each further candidate adds 1. images.csv names the seed of each
+    image."""
+    num_inference_steps: int | None = None
+    """Denoising steps, at least 1."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance. 1 is none."""
+    negative_prompt: str = ""
+    """Negative prompt for guidance. Default: none."""
+    eta: float = 1.0
+    """Noise level of DDIM. Fine-tuning uses 1; 0 is deterministic."""
+    scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
+    """Scheduler to sample with. "keep" is the one that fine-tuning keeps by default."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the weights."""
+    device: str | None = None
+    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
+    cpu."""
+    batch: int = 64
+    """Images drawn at a time, at least 1."""
+    trust: bool = False
+    """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""
+    output: Path = Path("generated")
+    """Folder for the PNGs and images.csv."""
