@@ -16,10 +16,16 @@ from doc_blocks import ROOT, files, python_blocks, sections
 PYTHON, EXTENDING = sections(ROOT / "docs/PYTHON.md"), sections(ROOT / "docs/EXTENDING.md")
 # Heading -> (what is printed, what is run instead) and what the example must print.
 EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
-    "Steer a policy": ([("range(50)", "range(2)")], "steered: success in"),
+    "Steer a policy": ([("range(50)", "range(1)")], "steered: success in"),
     "Train a critic": ([("steps=8_000", "steps=20")], "held out, AUC of success: 0."),
     "Fine-tune a pipeline with a reward of your own": (
-        [("epochs=10", "epochs=1, prompts_per_epoch=2, images_per_prompt=4, eval_images=4")],
+        [
+            (
+                "epochs=10",
+                "epochs=1, prompts_per_epoch=2, images_per_prompt=2, eval_images=2, "
+                "final_eval_images=2",
+            )
+        ],
         "held out: ",
     ),
     "Train EXPO on a gymnasium environment of your own": (

@@ -72,7 +72,8 @@ def test_time_and_observation_are_computed_once_per_chain():
     assert calls == ["time", "obs"]
 
 
-@pytest.mark.parametrize("kind", ["flow", pytest.param("diffusion", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flow", "diffusion"])
 def test_both_modes_are_found(kind):
     policy = make(kind, network="residual", denoising_steps=5)
     train(policy, 120, lr=1e-3)

@@ -207,7 +207,10 @@ def test_the_command_makes_the_same_run_again(tmp_path):
     assert main(words) == 2  # understood as far as its data, which there is none of
 
 
-@pytest.mark.parametrize("agent", ["bc", "sac", "fql", "idql"])
+SLOWER = [pytest.param(agent, marks=pytest.mark.slow) for agent in ("fql", "idql")]
+
+
+@pytest.mark.parametrize("agent", ["bc", "sac", *SLOWER])
 def test_what_an_agent_has_logged_is_drawn(agent, tmp_path):
     """A real run of each; without success if its environment has none."""
     folder = tmp_path / "run"
