@@ -133,7 +133,7 @@ class Cell:
         self.folder = work / task / f"seed{seed}"
 
     def demos(self) -> Path:
-        from genpol.commands.collect.command import command as collect
+        from genpol.commands.collect import command as collect
 
         path = self.folder / "demos.hdf5"
         if not path.exists():
