@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ ONLY_IN = {  # library -> the file that may import it
 IN_ONE_FILE = ("robomimic",)  # whichever it is
 
 
+@cache
+def nodes(source: str) -> list[ast.AST]:
+    """Of a file's text; most files are asked about by several tests."""
+    return [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call))
+    ]
+
+
 def imported(path: Path, module: str) -> set[str]:
     """Dotted names that a file imports anywhere in it, relative ones resolved against `module`.
 
@@ -40,7 +51,7 @@ def imported(path: Path, module: str) -> set[str]:
     """
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path.read_text("utf-8")):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
