@@ -61,7 +61,7 @@ class Evaluator:
             record: how many of the episodes to film, the first ones.
             stop: asked at every decision.
             progress: called with the number of episodes that ended.
-            networks, generators: of the policy; see `undisturbed`.
+            networks, generators: of the policy, beside itself; see `undisturbed`.
 
         Returns:
             `summarised`, and the episodes.
@@ -70,7 +70,8 @@ class Evaluator:
             Stopped: `stop` said so.
         """
         asked: Any = policy if stop is None else _Stoppable(policy, stop)
-        with undisturbed(networks, generators), self.beside():
+        own = [policy] if isinstance(policy, nn.Module) else []
+        with undisturbed([*own, *networks], generators), self.beside():
             rollouts = run_episodes(
                 asked,
                 self.make_env,

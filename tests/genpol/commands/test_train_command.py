@@ -70,6 +70,30 @@ def test_evaluation_changes_nothing(done, demos, tmp_path):
     assert differences(often["random"], rarely["random"]) == []
 
 
+def test_evaluation_puts_back_the_streams_that_the_agent_draws_from(demos, tmp_path, no_page):
+    """IDQL evaluates with a few heads, drawn from a stream of its own."""
+    runs = []
+    for every in (12, 1000):
+        options = {"agent": "idql", "data": demos, "eval_every": every}
+        assert train(**options, output=tmp_path / str(every)) == 0
+        runs.append(state(tmp_path / str(every))["loop"])
+    assert differences(*runs) == []
+
+
+def test_evaluation_is_in_eval_mode(tmp_path, no_page, monkeypatch):
+    """RLPD acts with the critic's encoder, which is in training mode while it learns."""
+    modes = []
+
+    def recorded(policy, *args, **kwargs):
+        modes.append([module.training for module in policy.modules()])
+        return run_episodes(policy, *args, **kwargs)
+
+    monkeypatch.setattr("genpol.training.evaluation.run_episodes", recorded)
+    asked = {"agent": "rlpd", "start_steps": 6, "offline_fraction": 0, "output": tmp_path / "run"}
+    assert train(**asked) == 0
+    assert len(modes) > 1 and not any(any(each) for each in modes)
+
+
 def test_seeds_differ(done, demos, tmp_path):
     assert train(data=demos, seed=1, steps=12, output=tmp_path / "run") == 0
     weights = "policy/policy.safetensors"
