@@ -15,7 +15,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt requirements-nodeps.txt $(PACKAGES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch -c constraints.txt
-	$(BIN)/pip install --quiet -e ".[wandb,sim,data,octo,serve,dev]" -c constraints.txt
+	$(BIN)/pip install --quiet -e ".[wandb,sim,data,octo,serve,reward-server,dev]" -c constraints.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.txt
 	touch $@
 

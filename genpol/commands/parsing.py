@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusion.errors import InputError, did_you_mean
 from genpol.commands.described import Option, options_of
+from offline.option_check import check_numbers
 
 HELP = ("-h", "--help")
 
@@ -22,9 +23,11 @@ def parse(options: type, words: Sequence[str], prog: str) -> Any:
     that was given wins.
 
     Raises:
-        InputError: an option or a value that there is not, or one that is missing.
+        InputError: an option or a value that there is not, one that is missing, or a number that
+            is not finite or out of its range.
     """
     given = _read(options, words, prog)
+    check_numbers(given)
     defaults = _defaults(options)
     return given if defaults is None else _read(options, words, prog, defaults(given))
 
