@@ -7,15 +7,18 @@ requested command's file alone, and command files import heavy libraries inside 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from diffusion.errors import InputError, did_you_mean
 from genpol import __version__
 from genpol.commands.help import command_help, overview
 from genpol.commands.parsing import HELP, parse, start
+from genpol.commands.streams import unbroken_streams
 from genpol.commands.table import COMMANDS
+from genpol.runs.interrupts import Interrupted, leaving_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,26 +28,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `genpol`; `sys.argv[1:]` when None.
 
     Returns:
-        0 when done, an error's own `exit_code` for an exception that has one (printed as one line,
-        no traceback; 2 for what cannot be read or used), 130 when interrupted.
+        0 when the command has done all that it was asked for. What stops before that: an error's
+        own `exit_code` for an exception that has one (printed as one line, no traceback; 2 for
+        what cannot be read or used), 130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal.
 
     Raises:
         Any other exception: a bug, which deserves its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _run(words)
-    except SystemExit as leaving:  # tyro, of an error that it has printed itself
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
+    with unbroken_streams(), leaving_at_once() as signals:
+        try:
+            _run(words)
+        except SystemExit as leaving:  # tyro, of an error that it has printed itself
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except Interrupted as stopped:
+            print(stopped)
+            return stopped.exit_code
+        except KeyboardInterrupt as interrupt:
+            print("interrupted", file=sys.stderr)
+            return getattr(interrupt, "exit_code", 130)
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            if isinstance(code, int):
+                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                return code
+            if signals:  # a library made another exception of the signal's
+                print("interrupted", file=sys.stderr)
+                return 128 + signals[-1]
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return code
     return 0
 
 
@@ -53,7 +64,7 @@ def _run(words: list[str]) -> None:
         print(f"genpol {__version__}")
         return
     if not words or words[0] in HELP:
-        _show(overview(COMMANDS))
+        print(overview(COMMANDS))
         return
     for size in (2, 1):
         name = " ".join(words[:size])
@@ -62,26 +73,40 @@ def _run(words: list[str]) -> None:
             options = getattr(command, COMMANDS[name].options)
             prog, arguments = f"genpol {name}", words[size:]
             if any(word in HELP for word in arguments):
-                _show(command_help(prog, options, start(options, arguments, prog)))
+                print(command_help(prog, options, start(options, arguments, prog)))
             else:
-                command.run(parse(options, arguments, prog))
+                _work(command.run, parse(options, arguments, prog))
             return
 
     # Not a command: perhaps the first of two words, with or without a wrong second one.
     family = {name: entry for name, entry in COMMANDS.items() if name.split()[0] == words[0]}
     if family and words[1:2] and words[1] in HELP:
-        _show(overview(family))
+        print(overview(family))
         return
     given = " ".join(words[: 2 if family else 1])
     raise InputError(f'unknown command "{given}".{did_you_mean(given, family or COMMANDS)}')
 
 
-def _show(text: str) -> None:
-    """Print help; whoever reads it through a pipe may close it early."""
+def _work(command: Callable[[Any], None], options: Any) -> None:
+    """Run a command. `sys.exit` in code of the user's, which it calls, is no way to end it.
+
+    Raises:
+        InputError: in place of SystemExit, whatever its code; says where it was raised.
+    """
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        command(options)
+    except SystemExit as leaving:
+        place = traceback.extract_tb(leaving.__traceback__)[-1]
+        raise InputError(
+            f"the command was ended by sys.exit({_brief(leaving.code)}) in {place.name}, "
+            f"{place.filename}:{place.lineno}: code that a run calls returns, or raises an error "
+            "that says what is wrong"
+        ) from leaving
+
+
+def _brief(code: Any) -> str:
+    text = "" if code is None else repr(code)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 if __name__ == "__main__":

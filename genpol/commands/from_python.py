@@ -73,7 +73,7 @@ def train(
     if options.env is None and (known := getattr(data, "env", None)):
         options = replace(options, env=known)
     check(options)
-    return run(options, stored, clock, given)
+    return _told(lambda: run(options, stored, clock, given))
 
 
 def finetune(
@@ -124,7 +124,19 @@ def finetune(
         options, stored = restored(options, "finetune", RESUMABLE)
     options = complete(options)
     check(options)
-    return run(options, stored, Given(pipeline, reward, gold, prompts, objective))
+    given = Given(pipeline, reward, gold, prompts, objective)
+    return _told(lambda: run(options, stored, given))
+
+
+def _told(run: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What a run returns; nothing, once it is said how to go on, where a signal stopped it."""
+    from genpol.runs.interrupts import Interrupted
+
+    try:
+        return run()
+    except Interrupted as stopped:
+        print(stopped)
+        return {}
 
 
 def _name(thing: Any) -> str:

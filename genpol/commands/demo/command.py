@@ -35,19 +35,24 @@ class Demo:
 
 
 def run(config: Demo) -> None:
-    """Run every part and write OUTPUT/index.html; stops without a page when interrupted."""
+    """Run every part and write OUTPUT/index.html.
+
+    Raises:
+        Interrupted: a signal stopped it; there is no page then.
+    """
     from genpol.reports.page import page
+    from genpol.runs.interrupts import Interrupted
     from genpol.runs.quiet import hush
     from offline.files import disk_errors, write_beside
 
     hush()
     panels: list[Panel] = []
-    for part in (images, steering, training, world_model):
-        made = part(config)
-        if made is None:
-            print("the demo was stopped; the same command starts it from the beginning")
-            return
-        panels += made
+    try:
+        for part in (images, steering, training, world_model):
+            panels += part(config)
+    except Interrupted as stopped:
+        text = "the demo was stopped; the same command starts it from the beginning"
+        raise Interrupted(text, stopped.number) from stopped
     target = config.output / "index.html"
     with disk_errors(f"cannot write {target}", "Free some space, or pass another --output"):
         config.output.mkdir(parents=True, exist_ok=True)
@@ -55,8 +60,8 @@ def run(config: Demo) -> None:
     print(f"open {target.resolve()}")
 
 
-def images(config: Demo) -> list[Panel] | None:
-    """Fine-tune the shipped pipeline; None when interrupted."""
+def images(config: Demo) -> list[Panel]:
+    """Fine-tune the shipped pipeline."""
     from diffusion.config import check
     from diffusion.pipelines import TINY
     from genpol.commands.finetune.command import complete, train
@@ -68,8 +73,7 @@ def images(config: Demo) -> list[Panel] | None:
     settings = complete(Finetune(**SETTINGS, seed=config.seed, output=folder))
     check(settings)
     print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
-    if not train(settings, {}):
-        return None
+    train(settings, {})
     return finetune_panels(folder, str(TINY))
 
 
@@ -82,7 +86,7 @@ STEERING: dict[str, Any] = {  # of the steering part
 }
 
 
-def steering(config: Demo) -> list[Panel] | None:
+def steering(config: Demo) -> list[Panel]:
     """Steer the shipped robot policy, which was cloned from demonstrations of mixed quality."""
     from dataclasses import replace
     from pathlib import Path as Folder
@@ -133,8 +137,8 @@ TRAINING: dict[str, Any] = {  # of the part that trains by reward: a small criti
 }
 
 
-def training(config: Demo) -> list[Panel] | None:
-    """Train the shipped robot policy by reward (EXPO); None when interrupted."""
+def training(config: Demo) -> list[Panel]:
+    """Train the shipped robot policy by reward (EXPO)."""
     from dataclasses import replace
     from pathlib import Path as Folder
 
@@ -159,8 +163,7 @@ def training(config: Demo) -> list[Panel] | None:
     check(settings)
     print(f"training the shipped robot policy by reward: {settings.steps:,} steps, a few minutes")
     with one_thread():
-        if not train(settings, {}, Clock()):
-            return None
+        train(settings, {}, Clock())
     story = (
         "A flow policy was cloned from 40 demonstrations by two operators. Each operator moves "
         "precisely but misjudges the object's position, always towards his own side. Of the 40 "
@@ -174,8 +177,8 @@ def training(config: Demo) -> list[Panel] | None:
     return [replace(panel, title=f"Trained by reward: {panel.title}") for panel in found]
 
 
-def world_model(config: Demo) -> list[Panel] | None:
-    """Train SAC with a world model and without one; None when interrupted."""
+def world_model(config: Demo) -> list[Panel]:
+    """Train SAC with a world model and without one."""
     from genpol.commands.demo.world_model import ARMS, panel, train_both
     from genpol.runs.allocator import keep_freed_memory
 
@@ -184,8 +187,7 @@ def world_model(config: Demo) -> list[Panel] | None:
     for arm in ARMS:
         remove_earlier(folder / arm, "train")
     with one_thread():
-        if not train_both(folder, config.seed):
-            return None
+        train_both(folder, config.seed)
     return [panel(folder)]
 
 

@@ -55,8 +55,8 @@ def settings(folder: Path, arm: str, seed: int) -> Train:
     return Train.recommended(**SHARED | own, seed=seed, output=folder / arm)
 
 
-def train_both(folder: Path, seed: int) -> bool:
-    """Train either arm; False if it was stopped."""
+def train_both(folder: Path, seed: int) -> None:
+    """Train either arm."""
     from genpol.commands.train.command import check, train
     from genpol.training.session import Clock
 
@@ -65,9 +65,7 @@ def train_both(folder: Path, seed: int) -> bool:
         check(config)
         how = "with a world model" if ARMS[arm] else "without one"
         print(f"SAC {how}: {config.steps:,} steps, a minute or more")
-        if not train(config, {}, Clock()):
-            return False
-    return True
+        train(config, {}, Clock())
 
 
 def panel(folder: Path) -> Panel:

@@ -127,7 +127,8 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     """The whole run; writes the run folder and returns the summary.
 
     Leaves `lora/` (or `unet/` with --train full), metrics.csv, summary.json, checkpoints/ and
-    sample grids in samples/. Raises InputError for what a user can mend.
+    sample grids in samples/. Raises InputError for what a user can mend, and Interrupted where a
+    signal stopped it.
     """
     from tqdm import tqdm
 
@@ -186,11 +187,13 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                     reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
                 )
                 session.after_epoch(metrics)
-        if tuner.epoch < config.epochs:
+        if done := tuner.epoch >= config.epochs:
+            summary = session.finish()
+        else:
             session.save()
-            print(
-                f"stopped after epoch {tuner.epoch}; to continue: "
-                f"genpol finetune --resume {config.output}"
-            )
-            return {}
-        return session.finish()
+    if not done:
+        raise guard.interrupted(
+            f"stopped after epoch {tuner.epoch}; to continue: "
+            f"genpol finetune --resume {config.output}"
+        )
+    return summary

@@ -39,9 +39,13 @@ def run(config: Train) -> None:
 def train(
     config: Train, stored: dict[str, Any], clock: Clock, given: Given | None = None
 ) -> dict[str, float]:
-    """The whole run, or the rest of it; returns the summary, empty if it was stopped.
+    """The whole run, or the rest of it; returns the summary, empty if it had none left to do.
 
     Leaves policy/, value/, metrics.csv, summary.json and checkpoints/ in the run folder.
+
+    Raises:
+        InputError: for what a user can mend.
+        Interrupted: a signal stopped it.
     """
     from tqdm import tqdm
 
@@ -96,8 +100,9 @@ def train(
             write_page(config.output)
     if not done:
         where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
-        print(f"stopped {where}; to continue: genpol train --resume {config.output}")
-        return {}
+        raise guard.interrupted(
+            f"stopped {where}; to continue: genpol train --resume {config.output}"
+        )
     print_outcome(config, summary)
     return summary
 

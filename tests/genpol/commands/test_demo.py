@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import genpol
+from genpol.cli import main
 from genpol.commands.demo import command as demo
+from genpol.runs.interrupts import Interrupted
 
 ASSETS = Path(genpol.__file__).parent / "assets" / "training"
 
@@ -77,9 +80,11 @@ def test_a_world_model_ends_with_a_panel(tmp_path, monkeypatch):
     assert f"{ends[0]:.4g} with the model and {ends[1]:.4g} without" in words
 
 
-def test_an_interrupt_ends_without_panels(tmp_path, monkeypatch):
-    from genpol.commands.train import command as train
+def test_a_part_that_is_stopped_ends_the_demo_without_a_page(tmp_path, monkeypatch, capsys):
+    def stopped(config):
+        raise Interrupted("stopped after epoch 3", signal.SIGTERM)
 
-    monkeypatch.setattr(train, "train", lambda *_: {})
-    assert demo.training(demo.Demo(output=tmp_path)) is None
-    assert demo.world_model(demo.Demo(output=tmp_path)) is None
+    monkeypatch.setattr(demo, "images", stopped)
+    assert main(["demo", "--output", str(tmp_path)]) == 143
+    assert "the same command starts it from the beginning" in capsys.readouterr().out
+    assert not (tmp_path / "index.html").exists()

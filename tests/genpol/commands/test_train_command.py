@@ -149,7 +149,7 @@ def test_a_black_box_with_a_memory(tmp_path, monkeypatch):
     assert train(**options, output=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 18, signal.SIGTERM)
-        assert train(**options, output=tmp_path / "run") == 0
+        assert train(**options, output=tmp_path / "run") == 143
     assert resume(tmp_path / "run") == 0
     assert differences(*(state(tmp_path / name)["loop"] for name in ("straight", "run"))) == []
     assert not (tmp_path / "run" / "policy").exists()  # there is none of ours to deploy

@@ -61,7 +61,7 @@ def test_stopped_politely_and_resumed(straight, demos, tmp_path, monkeypatch, ca
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(patch, 18, signal.SIGTERM)
-        assert train(data=demos, output=run) == 0
+        assert train(data=demos, output=run) == 143
     told = f"stopped after step 18; to continue: genpol train --resume {run}"
     assert told in capfd.readouterr().out
     assert state(run)["loop"]["counts"][0] == 18 and not (run / "summary.json").exists()
@@ -82,7 +82,7 @@ def test_stopped_in_an_evaluation_and_resumed(straight, demos, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "evaluate", evaluated)
-        assert train(data=demos, output=run) == 0
+        assert train(data=demos, output=run) == 130
     assert state(run)["evaluated"] == 0 and state(run)["loop"]["counts"][0] == 12
     assert resume(run) == 0
     assert_same_run(run, straight)
@@ -99,7 +99,7 @@ def test_stopped_while_pretraining_starts_again(straight, demos, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(make, "pretrain", pretrained)
-        assert train(data=demos, output=run) == 0
+        assert train(data=demos, output=run) == 143
     assert "stopped while pretraining" in capfd.readouterr().out
     assert not (run / "checkpoints").exists()
     assert resume(run) == 0
@@ -123,7 +123,7 @@ def test_several_environments(demos, tmp_path, monkeypatch):
     assert train(**options, output=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 20, signal.SIGTERM)
-        assert train(**options, output=tmp_path / "run") == 0
+        assert train(**options, output=tmp_path / "run") == 143
     lengths = {len(r["actions"]) for r in state(tmp_path / "run")["loop"]["running"]}
     assert len(lengths) > 1
     assert resume(tmp_path / "run") == 0
@@ -156,7 +156,7 @@ def test_every_agent_goes_on(options, demos, tmp_path, monkeypatch):
     assert train(**options, output=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 18, signal.SIGTERM)
-        assert train(**options, output=tmp_path / "run") == 0
+        assert train(**options, output=tmp_path / "run") == 143
     assert resume(tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 

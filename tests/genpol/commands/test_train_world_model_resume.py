@@ -73,7 +73,7 @@ def test_stopped_among_the_offline_updates(demos, tmp_path, monkeypatch):
     assert train(**options, output=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12, signal.SIGTERM)
-        assert train(**options, output=tmp_path / "run") == 0
+        assert train(**options, output=tmp_path / "run") == 143
     loop = state(tmp_path / "run")["loop"]
     assert (loop["learnt"], loop["counts"][0], loop["running"]) == (12, 0, [])
     assert resume(tmp_path / "run") == 0

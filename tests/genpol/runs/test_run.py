@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-from genpol.runs.run import InterruptGuard, Run, read_config
+from genpol.runs.run import Run, read_config
 from offline.errors import InputError
 
 CONFIG = {"reward": "jpeg_compressibility", "epochs": 10, "beta": 3e-5, "seed": None}
@@ -338,19 +337,3 @@ def test_rows_that_the_server_has_are_not_sent_again(tmp_path, monkeypatch, nobo
             run.log(step, {"loss": float(step)})
     assert fake.logged == [(3, {"loss": 3.0}), (4, {"loss": 4.0})]
     assert fake.exit_code == 0
-
-
-# Interrupts
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_insists(number, capfd):
-    before = signal.getsignal(number)
-    with InterruptGuard() as guard:
-        assert not guard.stop
-        os.kill(os.getpid(), number)
-        assert guard.stop
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-    assert "once more stops at once" in capfd.readouterr().err

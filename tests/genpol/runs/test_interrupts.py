@@ -1,0 +1,62 @@
+"""The first signal asks, the second insists, and each leaves with its own exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from genpol.runs.interrupts import InterruptGuard, StopAtOnce, leaving_at_once
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_the_first_signal_asks_and_the_second_insists(number, code, capfd):
+    before = signal.getsignal(number)
+    with InterruptGuard() as guard:
+        assert not guard.stop
+        os.kill(os.getpid(), number)
+        assert guard.stop
+        with pytest.raises(KeyboardInterrupt) as insisting:
+            os.kill(os.getpid(), number)
+    assert insisting.value.exit_code == code
+    stopped = guard.interrupted("stopped after step 3")
+    assert (str(stopped), stopped.exit_code) == ("stopped after step 3", code)
+    assert signal.getsignal(number) is before
+    assert "once more stops at once" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_without_a_guard_the_first_one_insists(number, code):
+    before = signal.getsignal(number)
+    with leaving_at_once() as came:
+        with pytest.raises(StopAtOnce) as insisting:
+            os.kill(os.getpid(), number)
+        with InterruptGuard() as guard:
+            os.kill(os.getpid(), number)
+        assert guard.stop
+    assert insisting.value.exit_code == code and came == [number]
+    assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with leaving_at_once() as came, InterruptGuard() as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not guard.stop and not came
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_stops_politely_when_its_terminal_has_gone(monkeypatch):
+    def gone(descriptor, data):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", gone)
+    with InterruptGuard() as guard:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert guard.stop
