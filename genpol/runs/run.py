@@ -5,6 +5,7 @@
     summary.json   final metrics, flat, numbers
     checkpoints/   step-000010/{state.safetensors, state.json}
     samples/       pictures
+    .lock          while a process is at work in the folder, see `genpol.runs.lock`
     wandb/         wandb's own files, which get the same numbers under the same names
 
 The only file that imports wandb.
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 from genpol import __version__
 from genpol.runs import checkpoints
 from genpol.runs.interrupts import InterruptGuard
+from genpol.runs.lock import FolderLock
 from genpol.runs.metrics import MetricsCsv
 from offline.errors import InputError
 from offline.files import disk_errors, write_beside
@@ -62,7 +64,8 @@ class Run:
 
     Raises:
         InputError: the folder holds a run and `resume` is off, or holds none and `resume` is on;
-            it cannot be written; wandb was asked to be online and cannot be.
+            another process is at work in it; it cannot be written; wandb was asked to be online
+            and cannot be.
     """
 
     def __init__(
@@ -76,14 +79,20 @@ class Run:
     ) -> None:
         self.folder = Path(output)
         self._resumed = resume
-        _claim(self.folder, resume)
-        document = _document(config, command)
+        self._lock = _claim(self.folder, resume)
+        try:
+            self._open(_document(config, command), wandb)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, document: dict[str, Any], wandb: WandbMode | None) -> None:
         # Before config.json, so that a refusal by wandb leaves the folder free.
         self._wandb = _start_wandb(self.folder, document, wandb)
         # After a resume the server may already have later rows; they are the same numbers.
         self._wandb_step = self._wandb.step if self._wandb else 0
         with disk_errors(f"cannot write in {self.folder}", _REMEDY):
-            if not resume:
+            if not self._resumed:
                 text = json.dumps(document, indent=2, default=str) + "\n"
                 write_beside(self.folder / "config.json", text.encode())
             self._metrics = MetricsCsv(self.folder / "metrics.csv")
@@ -104,6 +113,7 @@ class Run:
             (self.folder / "config.json").unlink(missing_ok=True)
         if self._wandb:
             self._wandb.finish(exit_code=0 if error is None else 1)
+        self._lock.release()
 
     def amend(self, options: Mapping[str, Any]) -> None:
         """Change options in config.json, such as the epochs of a run that is being extended."""
@@ -233,16 +243,19 @@ def _git_hash() -> str | None:
     return answer.stdout.strip()
 
 
-def _claim(folder: Path, resume: bool) -> None:
-    """Make the folder, or raise InputError if it is not this run's to write in."""
+def _claim(folder: Path, resume: bool) -> FolderLock:
+    """Make the folder and lock it, or raise InputError if it is not this run's to write in."""
     names = ("config.json", "metrics.csv", "summary.json", "checkpoints")
     if resume and not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no run to resume: it has no config.json")
-    if not resume and any((folder / name).exists() for name in names):
-        kind = "a finished" if (folder / "summary.json").exists() else "an unfinished"
-        raise InputError(f"{folder} already holds {kind} run: pass another --output or --resume")
     with disk_errors(f"cannot make the output folder {folder}", "Pass another --output"):
         folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    if not resume and any((folder / name).exists() for name in names):
+        lock.release()
+        kind = "a finished" if (folder / "summary.json").exists() else "an unfinished"
+        raise InputError(f"{folder} already holds {kind} run: pass another --output or --resume")
+    return lock
 
 
 def _start_wandb(folder: Path, config: dict[str, Any], asked: WandbMode | None) -> Any:

@@ -38,25 +38,29 @@ def run(config: Demo) -> None:
     """Run every part and write OUTPUT/index.html.
 
     Raises:
+        InputError: another process is at work in the folder, or it cannot be written in.
         Interrupted: a signal stopped it; there is no page then.
     """
     from genpol.reports.page import page
     from genpol.runs.interrupts import Interrupted
+    from genpol.runs.lock import FolderLock
     from genpol.runs.quiet import hush
     from offline.files import disk_errors, write_beside
 
     hush()
-    panels: list[Panel] = []
-    try:
-        for part in (images, steering, training, world_model):
-            panels += part(config)
-    except Interrupted as stopped:
-        text = "the demo was stopped; the same command starts it from the beginning"
-        raise Interrupted(text, stopped.number) from stopped
     target = config.output / "index.html"
-    with disk_errors(f"cannot write {target}", "Free some space, or pass another --output"):
+    with disk_errors(f"cannot make {config.output}", "Pass another --output"):
         config.output.mkdir(parents=True, exist_ok=True)
-        write_beside(target, page(panels).encode())
+    panels: list[Panel] = []
+    with FolderLock(config.output):
+        try:
+            for part in (images, steering, training, world_model):
+                panels += part(config)
+        except Interrupted as stopped:
+            text = "the demo was stopped; the same command starts it from the beginning"
+            raise Interrupted(text, stopped.number) from stopped
+        with disk_errors(f"cannot write {target}", "Free some space, or pass another --output"):
+            write_beside(target, page(panels).encode())
     print(f"open {target.resolve()}")
 
 
@@ -206,13 +210,20 @@ def one_thread() -> Iterator[None]:
 
 
 def remove_earlier(folder: Path, command: str) -> None:
-    """Delete the run of `command` that an earlier demo left here; anything else is not touched."""
+    """Delete the run of `command` that an earlier demo left here; anything else is not touched.
+
+    Raises:
+        InputError: a process is at work in it.
+    """
     import json
     import shutil
+
+    from genpol.runs.lock import FolderLock
 
     try:
         document = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return
     if isinstance(document, dict) and document.get("command") == command:
-        shutil.rmtree(folder)
+        with FolderLock(folder):
+            shutil.rmtree(folder)

@@ -88,3 +88,14 @@ def test_a_part_that_is_stopped_ends_the_demo_without_a_page(tmp_path, monkeypat
     assert main(["demo", "--output", str(tmp_path)]) == 143
     assert "the same command starts it from the beginning" in capsys.readouterr().out
     assert not (tmp_path / "index.html").exists()
+
+
+def test_a_demo_that_is_under_way_is_left_alone(tmp_path, capsys):
+    """A second one would delete the runs of the first."""
+    from genpol.runs.run import Run
+
+    with Run(tmp_path / "images", {}, command="finetune", wandb="disabled") as run:
+        run.log(1, {"loss": 1.0})
+        assert main(["demo", "--output", str(tmp_path)]) == 2
+        assert "is in use by process" in capsys.readouterr().err
+        assert (tmp_path / "images" / "metrics.csv").read_text() == "step,loss\n1,1.0\n"
