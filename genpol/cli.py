@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,11 +89,13 @@ def _run(words: list[str]) -> None:
 
 
 def _work(command: Callable[[Any], None], options: Any) -> None:
-    """Run a command. `sys.exit` in code of the user's, which it calls, is no way to end it.
+    """Run a command; warnings are lines. `sys.exit` in code of the user's, which a command calls,
+    is no way to end it.
 
     Raises:
         InputError: in place of SystemExit, whatever its code; says where it was raised.
     """
+    before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         command(options)
     except SystemExit as leaving:
@@ -102,6 +105,13 @@ def _work(command: Callable[[Any], None], options: Any) -> None:
             f"{place.filename}:{place.lineno}: code that a run calls returns, or raises an error "
             "that says what is wrong"
         ) from leaving
+    finally:
+        warnings.formatwarning = before
+
+
+def _warning(message: Any, category: type[Warning], *place: Any) -> str:
+    name = "" if category is UserWarning else f"{category.__name__}: "
+    return f"warning: {name}{message}\n"
 
 
 def _brief(code: Any) -> str:

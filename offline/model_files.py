@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from offline.files import siblings, write_together
 from offline.spec import ActionSpec
 
 HASH = "weights_sha256"
+UNFINISHED = "unfinished"  # in `meta` while the run that learns the model has not come to its end
 
 
 class Described(Protocol):
@@ -84,6 +86,8 @@ def load_model(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The document and the tensors (on the CPU) that `save_model` wrote. Nothing is unpickled.
 
+    A model whose run is unfinished is loaded with a warning.
+
     Args:
         folder: of both files.
         weights, config: their names.
@@ -112,6 +116,13 @@ def load_model(
         raise InputError(
             f"{folder / weights} does not fit {config} beside it: are they of two models? Weights "
             f'that were changed on purpose load once "{HASH}" is gone from {config}'
+        )
+    meta = document.get("meta")
+    if isinstance(meta, dict) and UNFINISHED in meta:
+        warnings.warn(
+            f"the run that trains the {kind} in {folder} is unfinished, it has taken "
+            f"{str(meta[UNFINISHED])[:80]}: go on with its --resume",
+            stacklevel=3,
         )
     return document, tensors
 

@@ -10,17 +10,20 @@ from genpol.policies.cloning_config import CloneConfig
 
 SHOWN = {"clone/loss": "loss", "clone/valid_loss": "held out"}
 SUMMARY = {"data/episodes": "episodes", "data/chunks": "chunks", "train/steps": "steps"}
+# What a resumed run may have differently, and why it may not have other steps.
+CHANGEABLE = ("data", "lr", "log_every", "checkpoint_every", "keep_checkpoints", "device", "wandb")
+FIXED = {"steps": "the learning rate of a clone falls to zero at --steps"}
 
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
         "data", "policy", "steps", "batch_size", "action_chunk", "filter", "lr", "obs_keys",
-        "image_keys", "seed", "device", "output",
+        "image_keys", "seed", "device", "output", "resume",
     ),
     "network": ("features", "width", "layers", "image_encoder", "language_model"),
     "sampling": ("denoising_steps", "sampler"),
     "learning": ("warmup", "weight_decay", "ema", "scale", "random_shift", "memory_gb"),
-    "run": ("log_every", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "wandb"),
 }  # fmt: skip
 
 
@@ -29,23 +32,37 @@ class Clone(CloneConfig, DatasetRunOptions):
     """Behaviour-clone a diffusion, flow or Gaussian policy from a dataset."""
 
     output: Path = Path("runs/clone")
-    """Run folder. The policy is left in its policy/."""
+    """Run folder. The policy is left in its policy/, at every checkpoint."""
 
 
 def run(config: Clone) -> None:
-    """Clone, and leave policy/, metrics.csv and summary.json in the run folder.
+    """Clone, or go on with a run; leaves policy/, checkpoints/, metrics.csv and summary.json.
 
     Raises:
         InputError: no such dataset, none of its episodes fit, or an option is out of range.
+        Interrupted: a signal stopped it.
     """
     from genpol.runs.quiet import hush
 
     hush()
-    config.check()
-    from genpol.commands.dataset_run import dataset_run
-    from genpol.policies.cloning import clone
+    from genpol.commands.dataset_run import dataset_run, given_or_restored
 
-    policy, _, folder = dataset_run(
-        config, CloneConfig, clone, command="clone", folder="policy", shown=SHOWN, summary=SUMMARY
+    config, stored = given_or_restored(config, "clone", CHANGEABLE, FIXED)
+    config.check()
+    from genpol.policies.cloning import Cloning
+
+    found = dataset_run(
+        config,
+        stored,
+        CloneConfig,
+        Cloning,
+        command="clone",
+        folder="policy",
+        shown=SHOWN,
+        summary=SUMMARY,
+        changeable=CHANGEABLE,
     )
+    if found is None:
+        return
+    policy, _, folder = found
     print(f"{config.policy} policy of {policy.meta['episodes']} episodes in {folder}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRunOptions:
-    """Which dataset, where to learn, and where to leave the result."""
+    """Which dataset, where to learn, where to leave the result, and how to go on."""
 
-    data: str
+    data: str | None = None
     """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
-    yours. `genpol data info` describes it."""
+    yours. `genpol data info` describes it. Default: none, a new run needs one."""
     language_model: str | None = None
     """Sentence encoder that shows the learner the instructions: "shipped", or a folder. Default:
     none, instructions are not used."""
@@ -22,5 +24,11 @@ class DatasetRunOptions:
     cpu."""
     output: Path
     """Run folder."""
+    resume: Path | None = None
+    """Run folder to go on with, bit for bit. Default: a new run."""
+    checkpoint_every: Annotated[int, Ge(1)] = 1000
+    """Gradient steps between checkpoints, at least 1. Ctrl-C and SIGTERM also leave one."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """Checkpoints that are kept, at least 1."""
     wandb: Literal["online", "offline", "disabled"] | None = None
     """Where wandb logs. Default: online when logged in, else offline."""

@@ -10,17 +10,22 @@ from offline.critics.value_config import ValueConfig
 
 SHOWN = {"critic/td_loss": "td", "critic/q_data": "q"}
 SUMMARY = {"data/successes": "successes", "data/failures": "failures", "train/steps": "steps"}
+# What a resumed run may have differently.
+CHANGEABLE = (
+    "data", "steps", "lr", "actor_lr", "log_every", "checkpoint_every", "keep_checkpoints",
+    "device", "wandb",
+)  # fmt: skip
 
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
         "data", "critic", "steps", "batch_size", "action_chunk", "discount", "reward", "obs_keys",
-        "image_keys", "seed", "device", "output",
+        "image_keys", "seed", "device", "output", "resume",
     ),
     "network": ("ensemble", "hidden", "image_encoder", "language_model"),
     "learning": ("lr", "target_rate", "expectile", "scale", "random_shift", "memory_gb"),
     "Cal-QL": ("actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup"),
-    "run": ("log_every", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "wandb"),
 }  # fmt: skip
 
 
@@ -32,31 +37,39 @@ class Value(ValueConfig, DatasetRunOptions):
     """
 
     output: Path = Path("runs/value")
-    """Run folder. The value function is left in its value/."""
+    """Run folder. The value function is left in its value/, at every checkpoint."""
 
 
 def run(config: Value) -> None:
-    """Train, and leave value/, metrics.csv and summary.json in the run folder.
+    """Train, or go on with a run; leaves value/, checkpoints/, metrics.csv and summary.json.
 
     Raises:
         InputError: no such dataset, one without successes, or an option out of range.
+        Interrupted: a signal stopped it.
     """
     from genpol.runs.quiet import hush
 
     hush()
-    config.check()
-    from genpol.commands.dataset_run import dataset_run
-    from offline.critics.train_value import train_value
+    from genpol.commands.dataset_run import dataset_run, given_or_restored
 
-    _, last, folder = dataset_run(
+    config, stored = given_or_restored(config, "value", CHANGEABLE)
+    config.check()
+    from offline.critics.train_value import ValueTraining
+
+    found = dataset_run(
         config,
+        stored,
         ValueConfig,
-        train_value,
+        ValueTraining,
         command="value",
         folder="value",
         shown=SHOWN,
         summary=SUMMARY,
+        changeable=CHANGEABLE,
     )
+    if found is None:
+        return
+    _, last, folder = found
     auc, rank = (
         last.get(f"value/{name}", float("nan")) for name in ("auc_success", "rank_correlation")
     )

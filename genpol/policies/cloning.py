@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,24 @@ from genpol.policies.architecture import Architecture
 from genpol.policies.cloning_config import CloneConfig
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import Batch
-from offline.data.dataset_training import Row, finite, read_parts, take_steps, warn_unseen
+from offline.data.dataset_training import (
+    Log,
+    Row,
+    Steps,
+    finite,
+    joint_fingerprint,
+    read_parts,
+    set_stream,
+    warn_unseen,
+)
 from offline.data.episodes import Episodes
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 from offline.networks.images import random_shift
 from offline.networks.normalizer import image_keys
 
-__all__ = ["CloneConfig", "clone"]
+__all__ = ["CloneConfig", "Cloning", "clone"]
 
-Log = Callable[[int, dict[str, float]], None]
 HELD_OUT, HELD_OUT_IMAGES = 1024, 128  # chunks that the held-out loss is estimated on
 
 
@@ -45,12 +54,8 @@ def clone(
         episodes: the dataset; trains on its split "train" and reports on "valid", where it has
             them.
         config: see `CloneConfig`.
-        log: called with the step and its metrics, every `log_every` steps and after the last:
-            clone/loss        the policy's loss, averaged since the last call
-            clone/valid_loss  the average weights' loss on held-out chunks, if any
-            clone/valid_mode_error  mean |mode - action| there, normalised
-            clone/lr, clone/grad_norm
-            clone/step_ms     milliseconds per step
+        log: called with the step and its metrics, every `log_every` steps and after the last; see
+            `Cloning.report`.
         device: where to train.
         language: embeds the instruction of an episode, such as `offline.networks.language.embed`.
         stop: asked at every step whether to leave early.
@@ -64,66 +69,119 @@ def clone(
         InputError: a setting is out of range, the dataset has no success (filter "success") or no
             episode long enough, an observation is unknown, or training diverged.
     """
-    config.check()
-    train, valid = _read(episodes, config, language)
-    warn_unseen(train, "policy", warn)
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-        torch.manual_seed(config.seed)
-        policy = _make(episodes, train, config).to(device)
-    policy.encoder.normalizer.fit(train.obs_stats)
-    average = copy.deepcopy(policy).eval().requires_grad_(False)
-    weights = list(policy.parameters())
-    optimizer = torch.optim.AdamW(
-        weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    draw = Generator().manual_seed(config.seed)
-    noise = Generator(device).manual_seed(config.seed + 1)
-    images = image_keys(policy.obs_shapes)
-    held_out = None
-    if valid is not None:
-        size = HELD_OUT_IMAGES if images else HELD_OUT
-        held_out = valid.sample(size, Generator().manual_seed(0))
+    cloning = Cloning(episodes, config, device=device, language=language, warn=warn)
+    steps = Steps(cloning, config.steps, log_every=config.log_every)
+    steps.take(log, stop=stop)
+    if steps.complete:
+        steps.finish(log)
+    return cloning.result(steps)
 
-    def update(step: int) -> dict[str, Tensor]:
-        batch = train.sample(config.batch_size, draw)
+
+class Cloning:
+    """A policy that is being cloned, one gradient step at a time (`Learning`).
+
+    Args: as of `clone`; the dataset is read once, here.
+    """
+
+    name, loss = "cloning", "clone/loss"
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        config: CloneConfig,
+        *,
+        device: str = "cpu",
+        language: Embed | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        config.check()
+        self.config, self.device = config, device
+        self.train, valid = _read(episodes, config, language)
+        self.fingerprint = joint_fingerprint(self.train, valid)
+        warn_unseen(self.train, "policy", warn)
+        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+            torch.manual_seed(config.seed)
+            self.policy = _make(episodes, self.train, config).to(device)
+        self.policy.encoder.normalizer.fit(self.train.obs_stats)
+        self.average = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        self.params = list(self.policy.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.params, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.draw = Generator().manual_seed(config.seed)
+        self.noise = Generator(device).manual_seed(config.seed + 1)
+        self.images = image_keys(self.policy.obs_shapes)
+        self.held_out: Batch | None = None
+        if valid is not None:
+            size = HELD_OUT_IMAGES if self.images else HELD_OUT
+            self.held_out = valid.sample(size, Generator().manual_seed(0))
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """One gradient step, and one of the average."""
+        config, draw = self.config, self.draw
+        batch = self.train.sample(config.batch_size, draw)
         obs = {
-            key: random_shift(value, config.random_shift, draw) if key in images else value
+            key: random_shift(value, config.random_shift, draw) if key in self.images else value
             for key, value in batch.obs.items()
         }
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        obs = {key: value.to(device) for key, value in obs.items()}
-        loss = policy.loss(obs, batch.act.to(device), noise).mean()
-        optimizer.zero_grad()
+        obs = {key: value.to(self.device) for key, value in obs.items()}
+        loss = self.policy.loss(obs, batch.act.to(self.device), self.noise).mean()
+        self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-        optimizer.step()
-        average.follow(policy, step, config.ema)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.average.follow(self.policy, step, config.ema)
         return {"clone/loss": loss.detach(), "clone/grad_norm": norm}
 
-    def report(row: Row) -> dict[str, float]:
-        metrics = {
+    def report(self, row: Row) -> dict[str, float]:
+        """The metrics of a row:
+
+        clone/loss        the policy's loss, averaged since the row before
+        clone/valid_loss  the average weights' loss on held-out chunks, if any
+        clone/valid_mode_error  mean |mode - action| there, normalised
+        clone/lr, clone/grad_norm
+        clone/step_ms     milliseconds per step
+        """
+        return {
             "clone/loss": row.means["clone/loss"],
-            **_held_out(average, held_out, device),
-            "clone/lr": learning_rate(row.step - 1, config),
+            **_held_out(self.average, self.held_out, self.device),
+            "clone/lr": learning_rate(row.step - 1, self.config),
             "clone/grad_norm": float(row.latest["clone/grad_norm"]),
             "clone/step_ms": 1e3 * row.seconds,
         }
-        if log:
-            log(row.step, metrics)
-        return metrics
 
-    steps, metrics = take_steps(
-        config.steps,
-        update,
-        report,
-        log_every=config.log_every,
-        loss="clone/loss",
-        learner="cloning",
-        stop=stop,
-    )
-    average.meta |= {"steps": steps, "metrics": finite(metrics)}
-    return average
+    def final(self) -> dict[str, float]:
+        """Nothing that rows do not say."""
+        return {}
+
+    def result(self, steps: Steps) -> ChunkPolicy:
+        """The policy after some steps, which it says in its `meta`; see `clone`."""
+        self.average.meta |= {"steps": steps.step, "metrics": finite(steps.metrics)}
+        return self.average
+
+    def weights(self) -> list[Tensor]:
+        """All that is learnt."""
+        return [*self.params, *self.average.parameters()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, random streams, and where a streamed dataset stands."""
+        return {
+            "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "train": self.train.state_dict(),
+            "draw": self.draw.get_state(),
+            "noise": self.noise.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned; the learning rate is the configuration's."""
+        for name in ("policy", "average", "optimizer", "train"):
+            getattr(self, name).load_state_dict(state[name])
+        self.draw.set_state(state["draw"])
+        set_stream(self.noise, state["noise"])
 
 
 def learning_rate(step: int, config: CloneConfig) -> float:

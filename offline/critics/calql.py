@@ -20,12 +20,13 @@ Shape legend: E heads, B batch, n actions.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.td import follow, target_of, td_loss, td_metrics, td_target
+from offline.critics.td import follow, load_optimizer, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
@@ -140,6 +141,34 @@ class CalQL:
             "actor/entropy": entropy,
             "actor/temperature": temperature,
         }
+
+    def weights(self) -> list[Tensor]:
+        """All that is learnt."""
+        return [*self.params[0], *self.target.parameters(), *self.params[1], self.log_temperature]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, temperature and optimisers."""
+        return {
+            "critic": self.critic.state_dict(),
+            "target": self.target.state_dict(),
+            "actor": self.actor.state_dict(),
+            "log_temperature": self.log_temperature.detach(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned; learning goes on at the configuration's rates."""
+        for part in ("critic", "target", "actor"):
+            getattr(self, part).load_state_dict(state[part])
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        rates = (self.config.lr, self.config.actor_lr, self.config.lr)
+        saved = state["optimizers"]
+        for optimizer, rate, its in zip(self._optimizers(), rates, saved, strict=True):
+            load_optimizer(optimizer, its, rate)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.critic_optimizer, self.actor_optimizer, self.temperature_optimizer]
 
 
 def _step(optimizer: torch.optim.Optimizer, params: list[Any], loss: Tensor) -> None:

@@ -9,10 +9,13 @@ what it merely extrapolates; Cal-QL is the safer default for steering.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.td import follow, target_of, td_loss, td_metrics, td_target
+from offline.critics.td import follow, load_optimizer, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
@@ -62,3 +65,23 @@ class IQL:
             "critic/expectile_loss": expectile.detach().mean(),
             "critic/v": v.detach().mean(),
         }
+
+    def weights(self) -> list[Tensor]:
+        """All that is learnt."""
+        networks = (self.critic, self.target, self.state_value)
+        return [param for network in networks for param in network.parameters()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks and optimiser."""
+        return {
+            "critic": self.critic.state_dict(),
+            "target": self.target.state_dict(),
+            "state_value": self.state_value.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned; learning goes on at the configuration's rate."""
+        for part in ("critic", "target", "state_value"):
+            getattr(self, part).load_state_dict(state[part])
+        load_optimizer(self.optimizer, state["optimizer"], self.config.lr)

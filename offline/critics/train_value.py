@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,22 @@ from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.critics.value_report import held_out_report
 from offline.data.batch import shifted
-from offline.data.dataset_training import Row, finite, read_parts, take_steps, warn_unseen
+from offline.data.dataset_training import (
+    Log,
+    Row,
+    Steps,
+    finite,
+    joint_fingerprint,
+    read_parts,
+    set_stream,
+    warn_unseen,
+)
 from offline.data.episodes import Episodes
 from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 
-__all__ = ["ValueConfig", "train_value"]
+__all__ = ["ValueConfig", "ValueTraining", "train_value"]
 
-Log = Callable[[int, dict[str, float]], None]
 LEARNERS: dict[str, type[CalQL] | type[IQL]] = {"calql": CalQL, "iql": IQL}
 
 
@@ -60,61 +69,101 @@ def train_value(
         InputError: a setting is out of range, the dataset has no success (sparse reward) or no
             episode long enough, an observation is unknown, or training diverged.
     """
-    config.check()
-    train, valid = _read(episodes, config, language)
-    spec = train.spec
-    warn_unseen(train, "critic", warn)
-    if config.reward == "sparse" and train.failures == 0:
-        warn(
-            "every training episode succeeded: without failures the critic learns how fast, not "
-            "whether; `genpol collect --sloppy-fraction` keeps failures"
-        )
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-        torch.manual_seed(config.seed)
-        value = ValueFunction(
-            spec,
-            train.obs_shapes,
-            env=episodes.env,
-            meta={
-                **dataclasses.asdict(config),
-                "dataset": fingerprint(episodes),
-                "successes": train.successes,
-                "failures": train.failures,
-                "instructions": sorted(train.instructions)[:100],
-            },
-            hidden=config.hidden,
-            ensemble=config.ensemble,
-            image_encoder=config.image_encoder,
-        ).to(device)
-        value.encoder.normalizer.fit(train.obs_stats)
-        learner = LEARNERS[config.critic](value, config)
-    draw = Generator().manual_seed(config.seed)
-    noise = Generator(device).manual_seed(config.seed + 1)
+    training = ValueTraining(episodes, config, device=device, language=language, warn=warn)
+    steps = Steps(training, config.steps, log_every=config.log_every)
+    steps.take(log, stop=stop)
+    steps.finish(log)
+    return training.result(steps)
 
-    def update(step: int) -> dict[str, Tensor]:
-        batch = shifted(train.sample(config.batch_size, draw), config.random_shift, draw)
-        return learner.update(batch.to(device), noise)
 
-    def report(row: Row) -> dict[str, float]:
-        if log and row.step < config.steps:  # the last row waits for the held-out report
-            log(row.step, row.means)
+class ValueTraining:
+    """A critic that is being trained, one gradient step at a time (`Learning`).
+
+    Args: as of `train_value`; the dataset is read once, here.
+    """
+
+    name, loss = "the critic", "critic/td_loss"
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        config: ValueConfig,
+        *,
+        device: str = "cpu",
+        language: Embed | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        config.check()
+        self.config, self.device = config, device
+        self.train, self.valid = train, valid = _read(episodes, config, language)
+        self.fingerprint = joint_fingerprint(train, valid)
+        warn_unseen(train, "critic", warn)
+        if config.reward == "sparse" and train.failures == 0:
+            warn(
+                "every training episode succeeded: without failures the critic learns how fast, "
+                "not whether; `genpol collect --sloppy-fraction` keeps failures"
+            )
+        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+            torch.manual_seed(config.seed)
+            value = ValueFunction(
+                train.spec,
+                train.obs_shapes,
+                env=episodes.env,
+                meta={
+                    **dataclasses.asdict(config),
+                    "dataset": fingerprint(episodes),
+                    "successes": train.successes,
+                    "failures": train.failures,
+                    "instructions": sorted(train.instructions)[:100],
+                },
+                hidden=config.hidden,
+                ensemble=config.ensemble,
+                image_encoder=config.image_encoder,
+            ).to(device)
+            value.encoder.normalizer.fit(train.obs_stats)
+            self.learner = LEARNERS[config.critic](value, config)
+        self.draw = Generator().manual_seed(config.seed)
+        self.noise = Generator(device).manual_seed(config.seed + 1)
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """One update of critic and target."""
+        config, draw = self.config, self.draw
+        batch = shifted(self.train.sample(config.batch_size, draw), config.random_shift, draw)
+        return self.learner.update(batch.to(self.device), self.noise)
+
+    def report(self, row: Row) -> dict[str, float]:
+        """What updates returned, averaged."""
         return row.means
 
-    steps, metrics = take_steps(
-        config.steps,
-        update,
-        report,
-        log_every=config.log_every,
-        loss="critic/td_loss",
-        learner="the critic",
-        stop=stop,
-    )
-    result = learner.target.eval()
-    metrics |= held_out_report(result, valid, seed=config.seed)
-    if log:
-        log(steps, metrics)
-    result.meta |= {"steps": steps, "metrics": finite(metrics)}
-    return result
+    def final(self) -> dict[str, float]:
+        """The held-out report."""
+        return held_out_report(self.learner.target.eval(), self.valid, seed=self.config.seed)
+
+    def result(self, steps: Steps) -> ValueFunction:
+        """The target critic after some steps, which it says in its `meta`; see `train_value`."""
+        result = self.learner.target.eval()
+        result.meta |= {"steps": steps.step, "metrics": finite(steps.metrics)}
+        return result
+
+    def weights(self) -> list[Tensor]:
+        """All that is learnt."""
+        return self.learner.weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimisers, random streams, and where a streamed dataset stands."""
+        return {
+            "learner": self.learner.state_dict(),
+            "train": self.train.state_dict(),
+            "draw": self.draw.get_state(),
+            "noise": self.noise.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned; learning rates are the configuration's."""
+        self.learner.load_state_dict(state["learner"])
+        self.train.load_state_dict(state["train"])
+        self.draw.set_state(state["draw"])
+        set_stream(self.noise, state["noise"])
 
 
 def fingerprint(episodes: Episodes) -> str:

@@ -1,7 +1,7 @@
 """What learning from a dataset does, whatever learns: read the two parts, take steps, average.
 
 read_parts ──> Transitions to train on, Transitions held out
-take_steps ──> update(step) ... update(step) ──> report(Row) every `log_every` steps
+Steps.take ──> update(step) ... update(step) ──> report(Row) every `log_every` steps
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from offline.data.dataset_config import DatasetConfig
 from offline.data.episodes import Episodes
@@ -22,6 +24,8 @@ from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 
 Indices = Sequence[int] | np.ndarray
+Log = Callable[[int, dict[str, float]], None]
+CHECK_EVERY = 20  # steps between checks of the weights; NaN in them is in the next loss as well
 
 
 def read_parts(
@@ -61,6 +65,19 @@ def read_parts(
     return data, read(held_out, config.memory_gb / 4) if len(held_out) else None
 
 
+def joint_fingerprint(train: Transitions, held_out: Transitions | None) -> str:
+    """Tells whether both parts of a dataset are what a run began with."""
+    parts = [train.fingerprint] + ([] if held_out is None else [held_out.fingerprint])
+    return "-".join(parts)
+
+
+def set_stream(stream: Generator, state: Tensor) -> None:
+    """Let a random stream go on; one that was saved on another kind of device cannot, and begins
+    anew, as it would differ in any case."""
+    if state.shape == stream.get_state().shape:
+        stream.set_state(state)
+
+
 def warn_unseen(train: Transitions, learner: str, warn: Callable[[str], None]) -> None:
     """Say so where episodes have instructions that the learner is not shown."""
     if len(train.instructions) > 1 and train.language is None:
@@ -84,51 +101,141 @@ class Row:
     """Per step since the last row."""
 
 
-def take_steps(
-    steps: int,
-    update: Callable[[int], Mapping[str, Tensor]],
-    report: Callable[[Row], dict[str, float]],
-    *,
-    log_every: int,
-    loss: str,
-    learner: str,
-    stop: Callable[[], bool] | None = None,
-) -> tuple[int, dict[str, float]]:
-    """Take gradient steps.
+class Learning(Protocol):
+    """What learns from a dataset by gradient steps, and can be saved between two of them."""
+
+    name: str
+    """What an error calls it, such as "cloning"."""
+    loss: str
+    """The metric that it minimises."""
+    fingerprint: str
+    """Of the dataset's parts."""
+
+    def update(self, step: int) -> Mapping[str, Tensor]:
+        """Take the step numbered from 0; metrics without gradients."""
+
+    def report(self, row: Row) -> dict[str, float]:
+        """The metrics of a row."""
+
+    def final(self) -> dict[str, float]:
+        """What is only measured at the end."""
+
+    def weights(self) -> Sequence[Tensor]:
+        """What must stay finite."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps to come depend on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned."""
+
+
+class Steps:
+    """Gradient steps of a learning, which may be taken in several sittings.
 
     Args:
-        steps: how many.
-        update: takes the step numbered from 0; returns metrics without gradients.
-        report: turns a row into metrics, and logs them.
+        learning: what takes them.
+        total: how many in all.
         log_every: steps between rows.
-        loss: the metric that must stay finite.
-        learner: what the error calls it.
-        stop: asked before every step whether to leave.
-
-    Returns:
-        The steps taken, and what `report` returned last ({} when it was never called).
-
-    Raises:
-        InputError: the mean loss of a row is not finite.
     """
-    sums: dict[str, Tensor] = {}
-    count = step = 0
-    metrics: dict[str, float] = {}
-    since = time.perf_counter()
-    while step < steps and not (stop and stop()):
-        latest = update(step)
-        sums = {key: sums.get(key, 0) + number for key, number in latest.items()}
-        count, step = count + 1, step + 1
-        if step % log_every == 0 or step == steps:
-            means = {key: float(total) / count for key, total in sums.items()}
-            if not math.isfinite(means[loss]):
-                raise InputError(
-                    f"{learner} diverged at step {step} (its loss is not finite): "
-                    "try a smaller --lr"
-                )
-            metrics = report(Row(step, means, latest, (time.perf_counter() - since) / count))
-            sums, count, since = {}, 0, time.perf_counter()
-    return step, metrics
+
+    def __init__(self, learning: Learning, total: int, *, log_every: int) -> None:
+        self.learning, self.total, self.log_every = learning, total, log_every
+        self.step = 0
+        """Steps taken."""
+        self.metrics: dict[str, float] = {}
+        """Of the last row."""
+        self._sums: dict[str, Tensor] = {}
+        self._count, self._seconds = 0, 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self.total
+
+    def take(
+        self,
+        log: Log | None = None,
+        *,
+        stop: Callable[[], bool] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Take steps to the end.
+
+        Args:
+            log: called with every row's step and metrics, but for the last row, which waits for
+                `finish`.
+            stop: asked before every step whether to leave.
+            after: called after every step and its row.
+
+        Raises:
+            InputError: the loss or the weights are not finite any more.
+        """
+        while not self.complete and not (stop and stop()):
+            began = time.perf_counter()
+            latest = self.learning.update(self.step)
+            self._sums = {key: self._sums.get(key, 0) + number for key, number in latest.items()}
+            self.step, self._count = self.step + 1, self._count + 1
+            row = self.step % self.log_every == 0 or self.complete
+            loss = latest[self.learning.loss]
+            if row or loss.is_cpu or self.step % CHECK_EVERY == 0:  # elsewhere, to read is to wait
+                self._require_finite("loss", float(loss))
+            if row or self.step % CHECK_EVERY == 0:
+                self.check()
+            self._seconds += time.perf_counter() - began
+            if row:
+                self._row(latest, log)
+            if after:
+                after()
+
+    def _row(self, latest: Mapping[str, Tensor], log: Log | None) -> None:
+        means = {key: float(total) / self._count for key, total in self._sums.items()}
+        self.metrics = self.learning.report(
+            Row(self.step, means, latest, self._seconds / self._count)
+        )
+        self._sums, self._count, self._seconds = {}, 0, 0.0
+        if log and not self.complete:
+            log(self.step, self.metrics)
+
+    def finish(self, log: Log | None = None) -> None:
+        """Measure what is left to measure, and log the last row."""
+        self.metrics = self.metrics | self.learning.final()
+        if log:
+            log(self.step, self.metrics)
+
+    def check(self) -> None:
+        """Check the weights; a hundredth of the time of a step.
+
+        Raises:
+            InputError: they are not finite.
+        """
+        sizes = torch._foreach_norm([weight.detach() for weight in self.learning.weights()])
+        self._require_finite("weights", float(torch.stack(sizes).sum()))
+
+    def _require_finite(self, what: str, size: float) -> None:
+        if not math.isfinite(size):
+            raise InputError(
+                f"{self.learning.name} diverged at step {self.step} (its {what} became {size}): "
+                "try a smaller --lr"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later sitting goes on from."""
+        return {
+            "learning": self.learning.state_dict(),
+            "step": self.step,
+            "metrics": self.metrics,
+            "sums": self._sums,
+            "count": self._count,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned."""
+        self.learning.load_state_dict(state["learning"])
+        self.step, self.metrics = state["step"], dict(state["metrics"])
+        self._sums, self._count = dict(state["sums"]), state["count"]
+        self._seconds = state["seconds"]
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

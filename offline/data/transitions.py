@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,9 @@ class Transitions:
         obs_keys: observations to keep; default the one-dimensional ones.
         language: embeds an instruction; adds the observation "language".
         memory_limit: bytes.
+
+    Attributes:
+        fingerprint: tells whether what was read is what was read before.
 
     Raises:
         InputError: an episode is faulty, no chunk is long enough, or a key or split is unknown.
@@ -85,7 +90,7 @@ class Transitions:
 
         kept: list[Rows] = []
         self._counts = np.zeros(len(self.indices), np.int64)
-        moments = _Moments()
+        moments, digest = _Moments(), hashlib.sha256()
         for position in range(len(self.indices)):
             episode = self._read(position)
             moments.add({k: episode.obs[k] for k in self.obs_keys if episode.obs[k].ndim == 2})
@@ -93,6 +98,7 @@ class Transitions:
             self.failures += episode.success is False
             if episode.language is not None:
                 self.instructions.add(episode.language)
+            _add(digest, int(self.indices[position]), episode, self.obs_keys)
             rows = self._rows(episode)
             self._counts[position] = len(rows)
             if not self.streamed and len(rows):
@@ -104,10 +110,13 @@ class Transitions:
                 f"pass a smaller {'--action-chunk' if self.n_step == chunk else '--n-step'}"
             )
         self.obs_stats = moments.mean_std()
+        self.fingerprint = digest.hexdigest()[:16]
         if language is not None:
             self.obs_shapes[LANGUAGE] = tuple(language(next(iter(self.instructions), "")).shape)
         self._table = None if self.streamed else Rows.join(kept)
         self._buffer: deque[Rows] = deque()
+        self._buffered: deque[int] = deque()
+        """Which of `indices` they are of."""
         self._order: list[int] = []
         self._held = self._drawn = 0
 
@@ -130,6 +139,23 @@ class Transitions:
         self._drawn += batch_size
         # a row of a buffer that comes and goes says nothing of which transition it is
         return dataclasses.replace(join_batches(parts), key=torch.full((batch_size,), -1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a stream stands. What is in memory stands nowhere: a generator says what comes."""
+        return {
+            "buffered": np.array(self._buffered, np.int64),
+            "order": np.array(self._order, np.int64),
+            "drawn": self._drawn,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take on what `state_dict` returned; reads the episodes of a stream's buffer again."""
+        self._buffer.clear()
+        self._buffered.clear()
+        self._held = 0
+        for position in state["buffered"].tolist():
+            self._hold(position)
+        self._order, self._drawn = state["order"].tolist(), state["drawn"]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every transition once, in order."""
@@ -161,6 +187,7 @@ class Transitions:
         """Drop the oldest episodes that were drawn from enough, read others in their place."""
         while self._buffer and self._drawn >= _REUSE * len(self._buffer[0]):
             gone = self._buffer.popleft()
+            self._buffered.popleft()
             self._drawn -= _REUSE * len(gone)
             self._held -= len(gone)
         while not self._buffer or self._held < self._buffer_steps:
@@ -170,8 +197,12 @@ class Transitions:
                 self._order = torch.randperm(len(self.indices), generator=generator).tolist()
             position = self._order.pop()
             if self._counts[position]:
-                self._buffer.append(self._rows(self._read(position)))
-                self._held += len(self._buffer[-1])
+                self._hold(position)
+
+    def _hold(self, position: int) -> None:
+        self._buffer.append(self._rows(self._read(position)))
+        self._buffered.append(position)
+        self._held += len(self._buffer[-1])
 
 
 class _Moments:
@@ -195,6 +226,14 @@ class _Moments:
             std = np.sqrt(np.maximum(squares / count - mean**2, 0))
             out[key] = (mean + self.shift[key]).astype(np.float32), std.astype(np.float32)
         return out
+
+
+def _add(digest: Any, index: int, episode: Episode, keys: Sequence[str]) -> None:
+    """An episode into a fingerprint; of images every eighth row and column, to be quick."""
+    said = (index, len(episode), episode.terminated, episode.success, episode.language)
+    digest.update(repr(said).encode())
+    for array in (episode.actions, episode.rewards, *(episode.obs[key] for key in keys)):
+        digest.update(np.ascontiguousarray(array[:, ::8, ::8] if array.ndim == 4 else array))
 
 
 def _embedded(language: Embed, episode: Episode) -> Tensor:
