@@ -105,7 +105,13 @@ class Session:
                 "its seed, so this run will differ from one that was not stopped"
             )
         for name, source in self.sources.items():
-            source.load_state_dict(state["sources"][name])
+            if name in state["sources"]:
+                source.load_state_dict(state["sources"][name])
+            else:
+                self.say(
+                    f"note: the checkpoint is of a version that did not save where --{name} stood, "
+                    "so other batches come than without the stop"
+                )
         self.evaluated, self.saved, self.unsaved = state["evaluated"], step, False
         self.result, self.clock.before = state["result"], state["seconds"]
         set_global_random_state(state["random"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ def collect(
     *,
     clean: Operator = CLEAN,
     sloppy: Operator | None = None,
+    first: int = 0,
 ) -> Iterator[Episode]:
     """Demonstrations of a scripted expert in the hands of two operators, careful and sloppy.
 
@@ -41,6 +42,7 @@ def collect(
             only.
         clean: the careful operator.
         sloppy: the other one; default `SLOPPY` with the habit of this seed.
+        first: index of the first one that is collected; those before it are there already.
 
     Yields:
         Episodes with meta "operator", "bias" (x, y in metres), "seed" (`env.reset(seed=...)` has
@@ -52,11 +54,18 @@ def collect(
     check_expert(env.name)
     sloppy = dataclasses.replace(SLOPPY, direction=habit(seed)) if sloppy is None else sloppy
     order = draw_order(episodes, sloppy_fraction, seed)
-    yield from _demonstrate(env, (sloppy if is_sloppy else clean for is_sloppy in order), seed)
+    yield from _demonstrate(
+        env, [sloppy if is_sloppy else clean for is_sloppy in order], seed, first
+    )
 
 
 def collect_modes(
-    env: SimulatedEnv, episodes: int, seed: int, operators: Sequence[Operator] | None = None
+    env: SimulatedEnv,
+    episodes: int,
+    seed: int,
+    operators: Sequence[Operator] | None = None,
+    *,
+    first: int = 0,
 ) -> Iterator[Episode]:
     """Demonstrations of a scripted expert in the hands of several operators, in equal shares.
 
@@ -65,6 +74,7 @@ def collect_modes(
         episodes: how many; those that fail are kept and say so.
         seed: of layouts, order, bias and noise. Operators come in an order drawn by it.
         operators: default `robots.operators.experts.modes()`, two steady ones with a side each.
+        first: index of the first one that is collected; those before it are there already.
 
     Yields:
         Episodes as from `collect`; meta "operator" is the operator's name.
@@ -75,14 +85,16 @@ def collect_modes(
     check_expert(env.name)
     operators = modes() if operators is None else operators
     order = draw_turns(episodes, len(operators), seed)
-    yield from _demonstrate(env, (operators[which] for which in order), seed)
+    yield from _demonstrate(env, [operators[which] for which in order], seed, first)
 
 
-def _demonstrate(env: SimulatedEnv, operators: Iterable[Operator], seed: int) -> Iterator[Episode]:
-    """One episode by each operator named, in this order."""
+def _demonstrate(
+    env: SimulatedEnv, operators: Sequence[Operator], seed: int, first: int
+) -> Iterator[Episode]:
+    """One episode by each operator named, in this order, from the `first` on."""
     from robots.operators.ogbench_expert import OgbenchExpert
 
-    for index, operator in enumerate(operators):
+    for index, operator in enumerate(operators[first:], start=first):
         rng = np.random.default_rng(layout_seed("operator", seed, index))
         expert: ScriptedExpert | OgbenchExpert
         if env.name.startswith(METAWORLD):

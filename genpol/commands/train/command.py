@@ -79,8 +79,6 @@ def train(
             folder.amend({name: document[name] for name in CHANGEABLE})
         session = make_session(config, inputs, loop, folder, clock, bar)
         session.restore()
-        if stored and getattr(inputs.data, "streamed", False) and not session.sources:
-            session.say("note: --data is streamed, so other batches come than without the stop")
         if session.complete:
             bar.write(
                 f"{config.output} has already run {loop.progress} steps; raise --steps to go on"

@@ -110,7 +110,7 @@ def make_session(
             device=pick_device(config.device),
         ),
         videos=config.videos,
-        sources={"data": data} if hasattr(data, "state_dict") else {},
+        sources={"data": data} if data is not None and data.streamed else {},
         bar=bar,
     )
 

@@ -11,6 +11,7 @@ import pytest
 from small_runs import error_line, words
 
 from genpol.cli import main
+from offline.errors import InputError
 
 pytest.importorskip("metaworld")
 pytest.importorskip("h5py")
@@ -149,19 +150,65 @@ def test_a_folder_is_no_file(tmp_path, capsys):
     assert "is a folder" in error_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(number, tmp_path, monkeypatch, capsys):
+def break_off(monkeypatch, at, what):
+    """`what` happens in the episode number `at`; returns a list that grows with every episode."""
     import robots.operators.collect
 
     run_episode, calls = robots.operators.collect.run_episode, []
 
-    def interrupted(*args):
+    def broken(*args):
         calls.append(args)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
+        if len(calls) == at:
+            what()
         return run_episode(*args)
 
-    monkeypatch.setattr(robots.operators.collect, "run_episode", interrupted)
-    assert collect(output=tmp_path / "demos.hdf5") == 130
-    assert len(calls) == 3 and list(tmp_path.iterdir()) == []
-    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(robots.operators.collect, "run_episode", broken)
+    return calls
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_a_signal_stops_goes_on(number, code, written, tmp_path, monkeypatch, capsys):
+    from robots.datasets.robomimic_hdf5 import RobomimicHdf5
+
+    output, partial = tmp_path / "demos.hdf5", tmp_path / "demos.partial.hdf5"
+    with monkeypatch.context() as patch:
+        calls = break_off(patch, 2, lambda: os.kill(os.getpid(), number))
+        assert collect(output=output) == code
+    assert len(calls) == 2 and list(tmp_path.iterdir()) == [partial]
+    assert len(RobomimicHdf5(partial)) == 2
+    assert f"2 of 6 episodes are in {partial}; the same command" in capsys.readouterr().out
+    assert collect(output=output, seed=3) == 2
+    assert "(--seed 1000, not 3)" in capsys.readouterr().err.splitlines()[-1]
+    calls = break_off(monkeypatch, 99, lambda: None)
+    assert collect(output=output) == 0
+    assert len(calls) == 4 and list(tmp_path.iterdir()) == [output]
+    one, two = RobomimicHdf5(written), RobomimicHdf5(output)
+    assert one.meta["content_hash"] == two.meta["content_hash"] and one.spec == two.spec
+    assert one.meta["collect"] == two.meta["collect"]
+    assert all((one.splits[name] == two.splits[name]).all() for name in ("train", "valid"))
+    assert [one[i].meta for i in range(6)] == [two[i].meta for i in range(6)]
+
+
+def test_an_error_in_an_episode_keeps_those_before_it(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise InputError("the simulator lost the object")
+
+    break_off(monkeypatch, 3, fail)
+    assert collect(output=tmp_path / "demos.hdf5") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: the simulator lost the object [2 of 6 episodes are in" in error
+
+
+def test_what_is_stopped_in_the_first_episode_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise InputError("the simulator lost the object")
+
+    def insist():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for what, code in ((fail, 2), (insist, 143)):
+        with monkeypatch.context() as patch:
+            break_off(patch, 1, what)
+            assert collect(output=tmp_path / "demos.hdf5") == code
+        assert list(tmp_path.iterdir()) == []

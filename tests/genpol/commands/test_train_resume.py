@@ -130,6 +130,28 @@ def test_several_environments(demos, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
+def test_a_dataset_larger_than_memory(demos, tmp_path, monkeypatch, capfd):
+    """Its stream goes on where it stood; a checkpoint of before cannot say where that was."""
+    options = {"data": demos, "memory_gb": 1e-6, "agent": "bc"}
+    assert train(**options, output=tmp_path / "straight") == 0
+    run, old = tmp_path / "run", tmp_path / "old"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 18, signal.SIGTERM)
+        assert train(**options, output=run) == 143
+    shutil.copytree(run, old)
+    assert len(state(run)["sources"]["data"]["buffered"]) > 0
+    assert resume(run) == 0
+    assert_same_run(run, tmp_path / "straight")
+    assert "note:" not in capfd.readouterr().out
+    path = old / "checkpoints" / "step-000018" / "state.json"
+    text = path.read_text()
+    path.write_text(text.replace('["data", {"dict"', '["dat", {"dict"'))
+    assert path.read_text() != text
+    assert resume(old) == 0
+    assert "did not save where --data stood" in capfd.readouterr().out
+
+
 def test_a_torn_first_sitting_starts_again(straight, tmp_path):
     """Only config.json and half a table are there: no checkpoint at all."""
     run = tmp_path / "run"
