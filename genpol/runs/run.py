@@ -79,6 +79,8 @@ class Run:
     ) -> None:
         self.folder = Path(output)
         self._resumed = resume
+        self.used = False
+        """Whether the folder holds work beside rows and checkpoints, which is to stay."""
         self._lock = _claim(self.folder, resume)
         try:
             self._open(_document(config, command), wandb)
@@ -107,6 +109,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         unused = self._metrics.empty and not (self.folder / "checkpoints").exists()
+        unused = unused and not self.used
         self._metrics.close()
         if error is not None and unused and not self._resumed:
             (self.folder / "metrics.csv").unlink(missing_ok=True)

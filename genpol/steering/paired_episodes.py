@@ -8,7 +8,7 @@ ends or runs out of time leaves the batch (`keep`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Rollouts:
     """Mean spread of the candidates (0: all alike); NaN for an arm that does not score."""
     recordings: dict[int, Recording]
     """By index i, for the episodes asked for."""
+    ended: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """(N,) bool; the others were stopped on the way, or never begun."""
 
 
 def run_episodes(
@@ -55,6 +57,7 @@ def run_episodes(
     record: Sequence[int] = (),
     envs: list[Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Rollouts:
     """Run one episode for each seed.
 
@@ -69,6 +72,7 @@ def run_episodes(
         record: indices into `seeds` of episodes to film.
         envs: environments to reuse; it is filled up to `parallel` with `make_env`.
         progress: called with the number of episodes that ended.
+        stop: asked before every decision whether to leave; the result says which episodes `ended`.
 
     Raises:
         InputError: the policy's actions have the wrong shape or are not finite.
@@ -84,6 +88,7 @@ def run_episodes(
         fell_back=0.0,
         spread=float("nan"),
         recordings={i: Recording() for i in record},
+        ended=np.zeros(count, bool),
     )
     tallies = _Tallies()
     for first in range(0, count, parallel):
@@ -91,7 +96,7 @@ def run_episodes(
         while len(envs) < len(rows):
             envs.append(make_env())
         generator = torch.Generator().manual_seed(generator_seed + first)
-        _run_batch(policy, envs, rows, seeds, generator, chunk, rollouts, tallies, progress)
+        _run_batch(policy, envs, rows, seeds, generator, chunk, rollouts, tallies, progress, stop)
     rollouts.fell_back = tallies.fell_back / max(tallies.decisions, 1)
     rollouts.spread = tallies.spread / tallies.scored if tallies.scored else float("nan")
     return rollouts
@@ -115,12 +120,13 @@ def _run_batch(
     rollouts: Rollouts,
     tallies: _Tallies,
     progress: Callable[[int], None] | None,
+    stop: Callable[[], bool] | None,
 ) -> None:
     """Run the episodes `rows` to their ends, in lockstep."""
     alive = list(range(len(rows)))  # indices into rows and envs
     latest = [env.reset(seed=int(seeds[row]))[0] for env, row in zip(envs, rows, strict=False)]
     policy.reset()
-    while alive:
+    while alive and not (stop and stop()):
         obs = stack([latest[i] for i in alive])
         decision = policy.decide(obs, generator) if hasattr(policy, "decide") else None
         act = policy.sample(obs, 1, generator)[:, 0] if decision is None else decision.action
@@ -155,6 +161,7 @@ def _run_batch(
             if not ended:
                 going.append(position)
                 continue
+            rollouts.ended[row] = True
             if film is not None:
                 film.frames.append(env.render())
                 film.decisions.append(_shown(policy, decision, position))

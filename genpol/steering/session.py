@@ -73,8 +73,14 @@ def run_arms(
     parallel: int = 50,
     record: Sequence[int] = (),
     progress: Callable[[str], Callable[[int], None] | None] = lambda arm: None,
+    stop: Callable[[], bool] | None = None,
+    after: Callable[[dict[str, Rollouts]], None] | None = None,
 ) -> dict[str, Rollouts]:
-    """Run every arm on the same initial states; only base and steered are filmed."""
+    """Run every arm on the same initial states; only base and steered are filmed.
+
+    `after` is called after each arm, with what there is of all of them. Where `stop` says so, the
+    rest is left out.
+    """
     envs: list[Any] = []
     rollouts = {}
     for name in names:
@@ -89,7 +95,12 @@ def run_arms(
             record=record if name in ("base", "steered") else (),
             envs=envs,
             progress=progress(name),
+            stop=stop,
         )
+        if after is not None:
+            after(rollouts)
+        if stop and stop():
+            break
         if name == "steered" and isinstance(policy, Steered):
             arms.diversity = policy.diversity.verdict
     return rollouts

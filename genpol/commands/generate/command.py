@@ -15,16 +15,25 @@ COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates")
 
 
 def run(config: Generate) -> None:
-    """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers."""
+    """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers.
+
+    Raises:
+        InputError: for what a user can mend.
+        Interrupted: a signal stopped it; images.csv has the images that there are.
+    """
     from genpol.runs.quiet import hide_loading_bars, hush
 
     hush()
+    import time
+
     from tqdm import tqdm
 
     from diffusion.errors import InputError
     from diffusion.pipelines import load_lora, load_pipeline
     from diffusion.rewards import load_reward
     from genpol.runs.device import pick_device
+    from genpol.runs.interrupts import InterruptGuard
+    from genpol.runs.lock import FolderLock
     from offline.files import disk_errors
 
     for name in ("images_per_prompt", "best_of", "batch"):
@@ -32,8 +41,7 @@ def run(config: Generate) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     if config.best_of > 1 and not config.reward:
         raise InputError(f"--best-of {config.best_of} needs --reward to choose by")
-    if (config.output / "images.csv").exists():
-        raise InputError(f'"{config.output}" already holds images.csv; pass another --output')
+    require_unused(config.output)
     prompts = read_prompts(config)
     device = pick_device(config.device)
     reward = (
@@ -60,18 +68,47 @@ def run(config: Generate) -> None:
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
     per_batch = max(1, config.batch // config.best_of)
-    with disk_errors(
-        f"cannot write in {config.output}", "Free some space, or pass another --output"
-    ):
+    remedy = "Free some space, or pass another --output"
+    with disk_errors(f"cannot write in {config.output}", remedy):
         config.output.mkdir(parents=True, exist_ok=True)
-        for first in tqdm(
-            range(0, len(wanted), per_batch), unit="batch", disable=len(wanted) <= per_batch
-        ):
-            chunk = wanted[first : first + per_batch]
-            rows += draw_batch(pipe, chunk, first, config, call, reward)
-        write_csv(config.output / "images.csv", rows)
+    with FolderLock(config.output), InterruptGuard() as guard:
+        require_unused(config.output)  # once more: another process may have had it meanwhile
+        firsts, table = range(0, len(wanted), per_batch), config.output / "images.csv"
+        saved = time.monotonic()
+        with disk_errors(f"cannot write in {config.output}", remedy):
+            try:
+                for first in tqdm(firsts, unit="batch", disable=len(wanted) <= per_batch):
+                    if guard.stop:
+                        break
+                    chunk = wanted[first : first + per_batch]
+                    rows += draw_batch(pipe, chunk, first, config, call, reward)
+                    if time.monotonic() - saved > 1:  # a kill leaves what there was by then
+                        write_csv(table, rows)
+                        saved = time.monotonic()
+            finally:
+                if rows:
+                    write_csv(table, rows)
+    if not rows:
+        raise guard.interrupted("stopped before the first image")
+    if len(rows) < len(wanted):
+        raise guard.interrupted(
+            f"stopped after {len(rows)} of {len(wanted)} images, which are in {config.output} with "
+            "their images.csv; to draw all of them, pass another --output"
+        )
     scored = f", mean reward {sum(r['reward'] for r in rows) / len(rows):.4f}" if reward else ""
     print(f"{len(rows)} images and images.csv in {config.output}{scored}")
+
+
+def require_unused(output: Path) -> None:
+    """Check that no images are there already.
+
+    Raises:
+        InputError: they are.
+    """
+    from diffusion.errors import InputError
+
+    if (output / "images.csv").exists():
+        raise InputError(f'"{output}" already holds images.csv; pass another --output')
 
 
 def read_prompts(config: Generate) -> list[str]:

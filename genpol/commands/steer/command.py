@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,19 @@ def steer(config: Steer) -> SteerResult:
 
     Raises:
         InputError: for what a user can mend; nothing has been written then.
+        Interrupted: a signal stopped it; the episodes that had ended are in episodes.csv.
     """
     from genpol.commands.steer.inputs import WithLanguage, embed, load_policy, load_values, tuned
+    from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
     from genpol.steering.report import write_report
-    from genpol.steering.session import Arms, make_select, result
+    from genpol.steering.session import (
+        Arms,
+        first_observations,
+        latencies,
+        make_select,
+        result,
+    )
     from offline.files import disk_errors
     from robots.envs.make import make_env
 
@@ -97,10 +106,29 @@ def steer(config: Steer) -> SteerResult:
         filtered=filtered,
     )
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    with Run(
-        config.output, document | {"env": env_name} | chosen, command="steer", wandb=config.wandb
-    ) as folder:
-        rollouts, seconds = episodes(config, arms, new_env)
+    path = config.output / "episodes.csv"
+    document |= {"env": env_name} | chosen
+    with (
+        Run(config.output, document, command="steer", wandb=config.wandb) as folder,
+        InterruptGuard() as guard,
+    ):
+
+        def keep(rollouts: dict[str, Rollouts]) -> None:
+            if any(arm.ended.any() for arm in rollouts.values()):
+                with disk_errors(f"cannot write {path}", "Free some space"):
+                    write_episodes(rollouts, path)
+                folder.used = True
+
+        rollouts, total = episodes(config, arms, new_env, lambda: guard.stop, keep)
+        ended = sum(int(arm.ended.sum()) for arm in rollouts.values())
+        if not ended:
+            raise guard.interrupted("stopped before the first episode had ended")
+        if ended < total:
+            raise guard.interrupted(
+                f"stopped after {ended} of {total} episodes, which are in {path}; to run all of "
+                "them, pass another --output"
+            )
+        seconds = latencies(arms, first_observations(new_env, rollouts["base"].seeds[:20]))
         with disk_errors(f"cannot write in {config.output}", "Free some space"):
             found = result(
                 arms,
@@ -111,7 +139,6 @@ def steer(config: Steer) -> SteerResult:
                 folder=config.output,
             )
             write_report(found, config.output)
-            write_episodes(found, config.output / "episodes.csv")
         summary = found.summary()
         folder.log(0, summary)
         for caption, film in found.videos:
@@ -122,12 +149,16 @@ def steer(config: Steer) -> SteerResult:
 
 
 def episodes(
-    config: Steer, arms: Arms, new_env: Any
-) -> tuple[dict[str, Rollouts], dict[str, list[float]]]:
-    """Every arm's episodes, and the seconds that decisions take."""
+    config: Steer,
+    arms: Arms,
+    new_env: Any,
+    stop: Callable[[], bool],
+    after: Callable[[dict[str, Rollouts]], None],
+) -> tuple[dict[str, Rollouts], int]:
+    """Every arm's episodes, and how many there are to be in all; see `run_arms`."""
     from tqdm import tqdm
 
-    from genpol.steering.session import first_observations, latencies, run_arms
+    from genpol.steering.session import run_arms
     from robots.envs.make import layout_seed
 
     names: list[str] = [*dict.fromkeys(("base", "steered", *config.arms))]
@@ -148,8 +179,10 @@ def episodes(
             parallel=config.parallel,
             record=range(min(config.videos, len(seeds))),
             progress=progress,
+            stop=stop,
+            after=after,
         )
-    return rollouts, latencies(arms, first_observations(new_env, seeds[:20]))
+    return rollouts, len(names) * len(seeds)
 
 
 def settings(config: Steer, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -166,8 +199,8 @@ def settings(config: Steer, chosen: dict[str, Any]) -> dict[str, Any]:
     return shown | {"seed": config.seed}
 
 
-def write_episodes(found: SteerResult, path: Path) -> None:
-    """One row for each episode and arm."""
+def write_episodes(rollouts: dict[str, Rollouts], path: Path) -> None:
+    """One row for each episode that ended, of each arm."""
     import csv
     import io
 
@@ -176,9 +209,8 @@ def write_episodes(found: SteerResult, path: Path) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("arm", "initial_state", "success", "return", "steps"))
-    for name, arm in found.arms.items():
-        for seed, success, total, steps in zip(
-            arm.seeds, arm.success, arm.returns, arm.lengths, strict=True
-        ):
-            rows.writerow((name, int(seed), int(success), f"{total:.6g}", int(steps)))
+    for name, arm in rollouts.items():
+        for i in arm.ended.nonzero()[0]:
+            seed, success, steps = int(arm.seeds[i]), int(arm.success[i]), int(arm.lengths[i])
+            rows.writerow((name, seed, success, f"{arm.returns[i]:.6g}", steps))
     write_beside(path, text.getvalue().encode())

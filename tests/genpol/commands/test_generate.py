@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from small_runs import error_line, finetune, words
 
+from diffusion.errors import InputError
 from genpol.cli import main
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 3.0, "eta": 1.0}
@@ -159,3 +161,29 @@ def test_images_already_there_are_not_overwritten(drawn, models, few, capsys):
     assert generate(model=models["sd"], prompts=few, output=drawn) == 2
     assert "already holds images.csv" in error_line(capsys.readouterr().err)
     assert (drawn / "images.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["asked", "failed"])
+def test_what_is_stopped_keeps_its_pictures_and_their_rows(
+    how, models, few, drawn, tmp_path, monkeypatch, capsys
+):
+    from genpol.commands.generate import command
+
+    draw, calls = command.draw_images, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 2 and how == "asked":
+            signal.raise_signal(signal.SIGTERM)
+        if len(calls) == 3:
+            raise InputError("the reward's server has gone")
+        return draw(*args)
+
+    monkeypatch.setattr(command, "draw_images", stopped)
+    options = {"model": models["sd"], "prompts": few, "images_per_prompt": 2, "seed": 5}
+    output = tmp_path / "out"
+    assert generate(output=output, batch=1, **options) == (143 if how == "asked" else 2)
+    assert {path.name for path in output.iterdir()} == {"00000.png", "00001.png", "images.csv"}
+    assert table(output) == table(drawn)[:2]
+    if how == "asked":
+        assert f"stopped after 2 of 6 images, which are in {output}" in capsys.readouterr().out

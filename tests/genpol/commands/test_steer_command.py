@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,48 @@ def test_noise_and_layouts_repeat_with_the_seed(work):
         with open(work / name / "episodes.csv", newline="") as file:
             returns.append([float(r["return"]) for r in csv.DictReader(file)])
     assert np.array_equal(*returns)
+
+
+def test_what_a_signal_stops_keeps_the_episodes_that_ended(
+    work, steered, tmp_path, monkeypatch, capsys
+):
+    """Two of three arms' episodes are over, and one of the third arm's three."""
+    from genpol.steering import paired_episodes
+
+    words = ["--policy", str(work / "clone"), "--value", str(work / "value"), "--env", ENV]
+    words += ["--filtered", str(work / "clone"), "--num-candidates", "4", "--parallel", "1"]
+    run_batch, calls = paired_episodes._run_batch, []
+
+    def stopped(*args):
+        run_batch(*args)
+        calls.append(args)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(paired_episodes, "_run_batch", stopped)
+    output = tmp_path / "run"
+    assert main(["steer", *words, *QUICK, "--output", str(output)]) == 143
+    said = f"stopped after 7 of 15 episodes, which are in {output / 'episodes.csv'}"
+    assert said in capsys.readouterr().out
+    found = (output / "episodes.csv").read_text().splitlines()
+    assert len(found) == 1 + 7 and [line.split(",")[0] for line in found[-2:]] == [
+        "steered",
+        "mode",
+    ]
+    assert not (output / "summary.json").exists() and (output / "config.json").exists()
+    capsys.readouterr()
+    assert main(["steer", *words, *QUICK, "--output", str(output)]) == 2
+    assert "unfinished run" in capsys.readouterr().err
+
+
+def test_stopped_before_an_episode_has_ended_gives_the_folder_back(work, tmp_path, monkeypatch):
+    from genpol.commands.steer import command
+
+    def stopped(config, arms, new_env, stop, after):
+        signal.raise_signal(signal.SIGINT)
+        return {}, 3
+
+    monkeypatch.setattr(command, "episodes", stopped)
+    words = ["--policy", str(work / "clone"), "--value", str(work / "value"), "--env", ENV]
+    assert main(["steer", *words, *QUICK, "--output", str(tmp_path / "run")]) == 130
+    assert list((tmp_path / "run").iterdir()) == []
