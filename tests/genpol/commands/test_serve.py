@@ -283,7 +283,10 @@ def test_options_that_do_not_fit(folders, options, said):
     assert "\n" not in str(caught.value)
 
 
-def test_ctrl_c_stops_it_cleanly(folders):
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_is_the_end_of_a_server(number, folders):
     command = [sys.executable, "-m", "genpol", "serve", "--policy", folders["clone"], "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
@@ -294,7 +297,7 @@ def test_ctrl_c_stops_it_cleanly(folders):
         assert found, line + process.stderr.read()
         with connect(found[1], compression=None) as robot:
             robot.recv()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=30)
     finally:
         process.kill()
