@@ -109,7 +109,7 @@ def _work(command: Callable[[Any], None], options: Any) -> None:
         warnings.formatwarning = before
 
 
-def _warning(message: Any, category: type[Warning], *place: Any) -> str:
+def _warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> str:
     name = "" if category is UserWarning else f"{category.__name__}: "
     return f"warning: {name}{message}\n"
 

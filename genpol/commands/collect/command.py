@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,8 @@ def run(config: Collect) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with FolderLock(folder, name=f".{config.output.name}.lock"), InterruptGuard() as guard:
-            kept = earlier(partial, config)
-            found = chain(kept, demonstrations(config, env, chosen, first=len(kept)))
+            count, kept = earlier(partial, config)
+            found = chain(kept, demonstrations(config, env, chosen, first=count))
             bar = tqdm(found, total=config.episodes, unit="episode")
             written = write_hdf5(
                 partial,
@@ -134,8 +134,8 @@ def partial_file(output: Path) -> Path:
     return output.with_name(f"{output.stem}.partial{output.suffix}")
 
 
-def earlier(partial: Path, config: Collect) -> Sequence[Episode]:
-    """The episodes that an earlier sitting left, which each depend on seed and index alone.
+def earlier(partial: Path, config: Collect) -> tuple[int, Iterator[Episode]]:
+    """How many episodes an earlier sitting left, and these; each depends on seed and index alone.
 
     Raises:
         InputError: they were collected with other options.
@@ -146,7 +146,7 @@ def earlier(partial: Path, config: Collect) -> Sequence[Episode]:
     from robots.datasets.robomimic_hdf5 import RobomimicHdf5
 
     if not partial.exists():
-        return []
+        return 0, iter(())
     found = RobomimicHdf5(partial)
     theirs, ours = found.meta.get("collect"), json.loads(json.dumps(options(config)))
     if theirs != ours:
@@ -157,7 +157,7 @@ def earlier(partial: Path, config: Collect) -> Sequence[Episode]:
             f"(--{name.replace('_', '-')} {theirs.get(name)}, not {ours[name]}): collect with "
             "those, delete it, or pass another --output"
         )
-    return found
+    return len(found), (found[i] for i in range(len(found)))
 
 
 def options(config: Collect) -> dict[str, Any]:

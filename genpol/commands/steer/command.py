@@ -128,7 +128,7 @@ def steer(config: Steer) -> SteerResult:
                 f"stopped after {ended} of {total} episodes, which are in {path}; to run all of "
                 "them, pass another --output"
             )
-        seconds = latencies(arms, first_observations(new_env, rollouts["base"].seeds[:20]))
+        seconds = latencies(arms, first_observations(new_env, rollouts["base"].seeds[:20].tolist()))
         with disk_errors(f"cannot write in {config.output}", "Free some space"):
             found = result(
                 arms,
