@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, Self, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
 
 # The published settings (arXiv 2402.08714, large-scale run), but for what a LoRA changes: ten times
 # the full UNet's 7e-6 as learning rate (untested at that scale), and the last step left out.
@@ -55,27 +57,34 @@ def recommended_texts() -> dict[str, str]:
     return texts
 
 
+# Ranges; each number is held to its own by `check`.
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Count = Annotated[int, Ge(1), Lt(2**31)]
+Positive = Annotated[float, Gt(0), Le(1e30)]
+NotNegative = Annotated[float, Ge(0), Le(1e30)]
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Settings of the fine-tuning loop. `None` takes the model's recommended value."""
 
     algorithm: str = "prdp"
     """Objective to train with: "prdp", or module:name of a function that makes one of yours."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Rounds of drawing images and updating, above 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random. A run is a function of its configuration."""
-    prompts_per_epoch: int | None = None
+    prompts_per_epoch: Count | None = None
     """Prompts of each epoch (N), above 0."""
-    images_per_prompt: int | None = None
+    images_per_prompt: Count | None = None
     """Images drawn for each prompt (B), at least 2, since the loss compares images of one
     prompt."""
-    inner_steps: int | None = None
+    inner_steps: Count | None = None
     """Optimiser steps on each epoch's images (K), above 0."""
-    beta: float | None = None
+    beta: Positive | None = None
     """Reward temperature of PRDP, above 0, in the unit of --unit. A smaller one follows the reward
     harder."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Half-width of PRDP's clip of each step's log-ratio around the old one, above 0, in the unit
     of --unit."""
     clipping: bool = True
@@ -89,28 +98,28 @@ class FinetuneConfig:
     step_weights: Literal["uniform", "skip_last", "balanced"] | None = None
     """Weight of each denoising step in the log-ratio: the same as published (uniform), none for the
     last step (skip_last), or inverse to how much the network's output moves the step (balanced)."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Count | None = None
     """Denoising steps (T), above 0."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance in drawing, training and reference alike. 1 is none."""
+    guidance_scale: NotNegative | None = None
+    """Classifier-free guidance in drawing, training and reference alike, at least 0. 1 is none."""
     negative_prompt: str = ""
     """Negative prompt for guidance. Default: none."""
-    eta: float = 1.0
+    eta: NotNegative = 1.0
     """Noise level of DDIM, above 0. At 0 its steps have no density to train on."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Learning rate of AdamW, above 0."""
-    weight_decay: float = 1e-4
-    """Weight decay of AdamW."""
-    max_grad_norm: float = 1.0
+    weight_decay: NotNegative = 1e-4
+    """Weight decay of AdamW, at least 0."""
+    max_grad_norm: Positive = 1.0
     """Norm that the gradient is clipped to, above 0."""
     train: Literal["lora", "full"] = "lora"
     """What is trained: a LoRA, or the full UNet."""
-    lora_rank: int | None = None
+    lora_rank: Annotated[int, Ge(1), Le(65_536)] | None = None
     """Rank of the LoRA, above 0."""
     lora_targets: Literal["attention", "all"] | None = None
     """Layers that get a LoRA: attention projections, or also feed-forward layers and
     convolutions."""
-    ema: float = 0.0
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the moving average of the trained weights, at least 0 and below 1. 0 keeps no
     average."""
     gradient_checkpointing: bool = False
@@ -120,17 +129,17 @@ class FinetuneConfig:
     storage_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision in which chains are stored. They are rounded before they are scored, so log-probs
     stay exact."""
-    rollout_batch: int | None = None
+    rollout_batch: Count | None = None
     """Images drawn at a time, above 0."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Denoising steps of one forward and backward pass, above 0. It bounds memory and does not
     change the gradient."""
-    eval_images: int = 64
+    eval_images: Count = 64
     """Images of each evaluation, one for each of that many held-out prompts, with the same seeds
     every time."""
-    final_eval_images: int | None = None
+    final_eval_images: Count | None = None
     """Images of the evaluations before and after training. Default: --eval-images."""
-    eval_every: int = 5
+    eval_every: Count = 5
     """Epochs between evaluations, above 0."""
 
     def resolved(self, recommended: dict[str, Any]) -> Self:
@@ -140,21 +149,26 @@ class FinetuneConfig:
 
 
 def check(config: FinetuneConfig) -> None:
-    """Raise InputError on the first setting that cannot work."""
+    """Raise InputError on the first setting that cannot work.
+
+    The command has said most of it in better words: `offline.option_check` reads the same ranges,
+    but this package stands alone.
+    """
+    from pydantic import ConfigDict, ValidationError, create_model
+
     from diffusion.errors import InputError
 
-    positive = (
-        "epochs prompts_per_epoch images_per_prompt inner_steps num_inference_steps lora_rank "
-        "rollout_batch micro_batch learning_rate eval_images eval_every max_grad_norm"
-    ).split()
-    for name in positive:
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    hints = get_type_hints(FinetuneConfig, include_extras=True)
+    wanted: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(FinetuneConfig)}
+    try:
+        model = create_model("Settings", __config__=ConfigDict(allow_inf_nan=False), **wanted)
+        model.model_validate({name: getattr(config, name) for name in wanted})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag, given = str(first["loc"][0]).replace("_", "-"), str(first["input"])[:80]
+        raise InputError(f"--{flag}: {first['msg'].lower()}, received {given}") from None
     if config.images_per_prompt is not None and config.images_per_prompt < 2:
         raise InputError(
             "--images-per-prompt 1 leaves nothing to compare: the loss is over pairs of images of "
             "one prompt; use 2 or more (8 is usual)"
         )
-    if not 0 <= config.ema < 1:
-        raise InputError(f"--ema must be in [0, 1), got {config.ema}")

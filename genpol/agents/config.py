@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Le
 
 from offline.errors import InputError
 from offline.learning.config import RLConfig
 from offline.models.world_model_config import WorldModelConfig
-from offline.option_check import require
+from offline.ranges import Amount, Between, Decay, Few, Finite, NotNegative, Positive, Size
 
 AgentName = Literal["expo", "bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl"]
 
@@ -24,42 +26,42 @@ class TrainConfig(RLConfig, WorldModelConfig):
     "idql", "fql" and "dsrl"."""
     policy: Literal["diffusion", "flow"] = "flow"
     """Kind of the base policy. --base brings its own."""
-    denoising_steps: int = 10
+    denoising_steps: Size = 10
     """Steps of the base policy's denoising chain (T), at least 1."""
     network: Literal["factored", "residual"] = "factored"
     """Network of the base policy. "factored" is narrow in the part that runs for every candidate
     and step. "residual" is the one published with EXPO: three residual blocks of 1024 units."""
-    features: int = 512
+    features: Size = 512
     """Units of the base policy's observation encoder, with --network factored."""
-    width: int = 64
+    width: Size = 64
     """Units of the base policy's part that runs for every candidate and step, with --network
     factored."""
-    base_lr: float = 3e-4
+    base_lr: NotNegative = 3e-4
     """Learning rate of the base policy. 0 freezes it."""
-    base_ema: float = 0.999
+    base_ema: Decay = 0.999
     """Decay of the moving average of the base policy's weights, at least 0 and below 1. The average
     acts."""
     base_filter: Literal["all", "success"] = "all"
     """Episodes that the base policy imitates while training: all, or the successful ones."""
-    pretrain_steps: int = 4_000
+    pretrain_steps: Amount = 4_000
     """Steps in which the base policy clones --data before the first environment step. It clones
     nothing with --base."""
     critic_pretrain: Literal["none", "td", "calql", "iql"] = "none"
     """How the critic learns from --data before the first environment step: not at all, by its own
     TD loss, by Cal-QL, or by IQL."""
-    critic_pretrain_steps: int = 0
+    critic_pretrain_steps: Amount = 0
     """Updates of --critic-pretrain."""
 
-    num_candidates: int = 8
+    num_candidates: Size = 8
     """Proposals of the base policy for each decision and each target (N), at least 1."""
-    edits: int = 1
+    edits: Few = 1
     """Edits of each proposal. 0 makes expo the best of N."""
-    edit_scale: float = 0.1
+    edit_scale: Annotated[float, Gt(0), Le(2)] = 0.1
     """Largest change that an edit makes to an action normalised to [-1, 1] (beta), above 0 and at
     most 2."""
     adaptive_edit_scale: bool = False
     """Learn beta by the gradient of the value, between 0.01 and 1."""
-    edit_scale_lr: float = 1e-4
+    edit_scale_lr: Positive = 1e-4
     """Learning rate of beta, with --adaptive-edit-scale."""
     clip_edits: bool = True
     """Clip edited actions to [-1, 1]. The released code does not clip them."""
@@ -73,9 +75,9 @@ class TrainConfig(RLConfig, WorldModelConfig):
     edit_entropy: Literal["unscaled", "released"] = "unscaled"
     """Entropy that the temperature holds at its target: of the edit before it is scaled by beta
     (unscaled), or after (released)."""
-    init_temperature: float = 0.1
+    init_temperature: Positive = 0.1
     """Entropy temperature at the start, in units of the reward, above 0."""
-    target_entropy: float | None = None
+    target_entropy: Finite | None = None
     """Entropy that the temperature holds, in nats per decision. Default: -H * A / 2 for chunks of H
     actions of A numbers; 0 with --agent dsrl."""
     backup_uses_average: bool = False
@@ -84,7 +86,7 @@ class TrainConfig(RLConfig, WorldModelConfig):
     act_select: Literal["argmax", "softmax"] = "argmax"
     """How acting chooses among candidates: the highest value, or a draw by softmax(value /
     --act-temperature)."""
-    act_temperature: float = 1.0
+    act_temperature: Positive = 1.0
     """Temperature of --act-select softmax, in units of the value, above 0."""
 
     candidates: Literal["chain", "two-step", "student", "noise-filter"] = "chain"
@@ -92,16 +94,16 @@ class TrainConfig(RLConfig, WorldModelConfig):
     student of the chain, or by the chain from the best noises only (noise-filter)."""
     candidate_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the candidate chain in targets. Scores are always float32."""
-    cache_age: int = 0
+    cache_age: Amount = 0
     """Updates for which the base candidates of a transition are reused. Edits and scores are always
     computed afresh. 0 reuses nothing. With a frozen base policy reuse costs variety alone."""
 
-    expectile: float = 0.7
+    expectile: Between = 0.7
     """Expectile of the state value, between 0 and 1 (idql)."""
-    fql_alpha: float = 30.0
+    fql_alpha: NotNegative = 30.0
     """Weight of staying near the flow policy, against values scaled to a mean of 1 (fql). At 1 and
     below the student leaves the flow within a thousand steps."""
-    noise_bound: float = 1.5
+    noise_bound: Positive = 1.5
     """Largest absolute value of each number of the noise that the actor chooses, above 0 (dsrl)."""
 
     def check(self) -> None:
@@ -112,15 +114,6 @@ class TrainConfig(RLConfig, WorldModelConfig):
         """
         RLConfig.check(self)
         WorldModelConfig.check(self)
-        for name in ("denoising_steps", "num_candidates", "features", "width"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("base_lr", "pretrain_steps", "critic_pretrain_steps", "edits", "cache_age"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("init_temperature", "edit_scale_lr", "act_temperature", "noise_bound"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        require(self, "edit_scale", 0 < self.edit_scale <= 2, "above 0 and at most 2")
-        require(self, "base_ema", 0 <= self.base_ema < 1, "at least 0 and below 1")
-        require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
         if self.critic_pretrain_steps and self.critic_pretrain == "none":
             raise InputError(
                 "--critic-pretrain-steps needs to know how: pass --critic-pretrain td, calql or iql"

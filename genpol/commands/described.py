@@ -55,9 +55,7 @@ def options_of(options: type, start: Any = None) -> dict[str, Option]:
     found = {}
     for f in fields(options):
         hint: Any = hints[f.name]
-        marks: tuple[Any, ...] = ()
-        if hasattr(hint, "__metadata__"):
-            hint, marks = hint.__origin__, hint.__metadata__
+        marks: tuple[Any, ...] = getattr(hint, "__metadata__", ())
         value = f.default if start is None else getattr(start, f.name)
         text, default = _split(texts.get(f.name, ""))
         if value not in (None, (), "", MISSING):
@@ -95,6 +93,7 @@ def docstrings(options: type) -> dict[str, str]:
 
 def kind(hint: Any) -> str:
     """A type as help writes it: `INT`, `a|b`, `INT INT`, `TEXT ...`; empty for a switch."""
+    hint = _bare(hint)
     inner = tuple(arg for arg in get_args(hint) if arg is not NoneType)
     if get_origin(hint) in (Union, UnionType):
         return "|".join(map(kind, inner))
@@ -107,9 +106,15 @@ def kind(hint: Any) -> str:
 
 def choices(hint: Any) -> tuple[str, ...]:
     """The words that a type accepts, where it lists them."""
+    hint = _bare(hint)
     if get_origin(hint) is Literal:
         return tuple(map(str, get_args(hint)))
     return tuple(word for arg in get_args(hint) for word in choices(arg))
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what is annotated to it, such as its range."""
+    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
 
 
 def _split(doc: str) -> tuple[str, str]:

@@ -28,8 +28,11 @@ def parse(options: type, words: Sequence[str], prog: str) -> Any:
     """
     given = _read(options, words, prog)
     check_numbers(given)
-    defaults = _defaults(options)
-    return given if defaults is None else _read(options, words, prog, defaults(given))
+    if (defaults := _defaults(options)) is None:
+        return given
+    completed = _read(options, words, prog, defaults(given))
+    check_numbers(completed)
+    return completed
 
 
 def start(options: type, words: Sequence[str], prog: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from genpol.runs.run import read_config
 from offline.errors import InputError
+from offline.option_check import check_numbers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,7 +28,8 @@ def restored(
         changeable: options that may differ from the run's.
 
     Raises:
-        InputError: no such run, or an option given beside --resume differs from the run's.
+        InputError: no such run, a number in its config.json is out of its range, or an option given
+            beside --resume differs from the run's.
     """
     folder = Path(config.resume)  # type: ignore[attr-defined]
     stored = read_config(folder, command)
@@ -47,7 +49,12 @@ def restored(
                 f"drop {flag} to resume it, or start a new run with another --output"
             )
     values["output"], values["resume"] = folder, folder
-    return type(config)(**values), stored
+    options = type(config)(**values)
+    try:
+        check_numbers(options)
+    except InputError as error:  # of what was given, `parse` has said it
+        raise type(error)(f"{folder / 'config.json'}: {error}") from None
+    return options, stored
 
 
 def _as_typed(value: Any, default: Any) -> Any:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from offline.option_check import require
+from offline.option_check import check_numbers, require
+from offline.ranges import NotNegative, Positive, Size, Sizes, Step
 
 
 @dataclass(frozen=True)
 class CriticConfig:
     """Of the critic, its target and its penalties; see `offline.critics.td`."""
 
-    value_ensemble: int = 10
+    value_ensemble: Size = 10
     """Critic heads (E), at least 1."""
-    subset: int = 2
+    subset: Size = 2
     """Heads whose minimum is the target, drawn afresh for every update, 1 to --value-ensemble."""
-    hidden: tuple[int, ...] = (256, 256, 256)
+    hidden: Sizes = (256, 256, 256)
     """Units of each hidden layer of critic and actor, one number per layer."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Learning rate of critic, actor and edit policy, above 0."""
-    target_rate: float = 0.005
+    target_rate: Step = 0.005
     """Step of the target critic towards the critic at each update, above 0 and at most 1."""
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the critic's hidden layers in training. Weights stay float32, and so do the
@@ -28,17 +29,17 @@ class CriticConfig:
     layer_norm: bool = True
     """Normalise the critic's hidden layers (LayerNorm), which keeps values of unseen actions from
     growing. MBPO, VaGraM and RAVL are published without. --lipschitz spectral replaces it."""
-    value_diversity: float = 0.0
+    value_diversity: NotNegative = 0.0
     """Weight of the diversity of the heads' action gradients (EDAC, RAVL), at least 0. 0 turns it
     off."""
     lipschitz: Literal["none", "spectral", "adversarial"] = "none"
     """How the critic's Lipschitz constant is bounded: not at all, by normalised layers (spectral),
     or by a penalty on how much a small change of the state changes the value (adversarial)."""
-    lipschitz_bound: float = 1.0
+    lipschitz_bound: Positive = 1.0
     """Largest singular value of each layer (c), above 0, with --lipschitz spectral."""
-    lipschitz_weight: float = 0.1
+    lipschitz_weight: NotNegative = 0.1
     """Weight of the penalty (lambda), at least 0, with --lipschitz adversarial."""
-    lipschitz_radius: float = 0.1
+    lipschitz_radius: Positive = 0.1
     """Largest change of each standardised state dimension (epsilon), above 0, with --lipschitz
     adversarial."""
     lipschitz_attack: Literal["fgsm", "pgd", "uniform"] = "fgsm"
@@ -51,14 +52,5 @@ class CriticConfig:
         Raises:
             InputError: names the option and the range it should be in.
         """
-        for name in ("value_ensemble", "subset"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("value_diversity", "lipschitz_weight"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("lr", "lipschitz_bound", "lipschitz_radius"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
+        check_numbers(self)
         require(self, "subset", self.subset <= self.value_ensemble, "at most --value-ensemble")
-        require(
-            self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "one or more sizes above 0"
-        )

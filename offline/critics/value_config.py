@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from offline.data.dataset_config import DatasetConfig
-from offline.option_check import require
+from offline.ranges import Between, Count, Decay, NotNegative, Positive, Size, Sizes, Step
 
 
 @dataclass(frozen=True)
@@ -21,50 +23,30 @@ class ValueConfig(DatasetConfig):
     critic: Literal["calql", "iql"] = "calql"
     """Algorithm. The highest of several proposals is safer to take by Cal-QL's values than by
     IQL's."""
-    steps: int = 8000
+    steps: Count = 8000
     """Gradient steps, at least 1."""
-    discount: float = 0.98
+    discount: Decay = 0.98
     """Discount per environment step, at least 0 and below 1."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Learning rate of the critic, above 0."""
-    actor_lr: float = 1e-4
+    actor_lr: Positive = 1e-4
     """Learning rate of Cal-QL's policy, above 0."""
-    target_rate: float = 0.02
+    target_rate: Step = 0.02
     """Step of the target critic towards the critic at each update, above 0 and at most 1."""
-    ensemble: int = 2
+    ensemble: Annotated[int, Ge(1), Le(10)] = 2
     """Critic heads, 1 to 10."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Sizes = (256, 256)
     """Units of each hidden layer, one number per layer."""
-    cql_alpha: float = 0.03
+    cql_alpha: NotNegative = 0.03
     """Weight of the conservative term beside the TD loss, at least 0 (calql)."""
-    cql_actions: int = 4
+    cql_actions: Size = 4
     """Actions drawn from each of the uniform distribution, pi(s) and pi(s'), at least 1 (calql)."""
     cql_actor: Literal["clone", "value"] = "clone"
     """What Cal-QL's policy is trained to do: imitate the data (clone), or maximise the critic
     (value)."""
     cql_backup: Literal["max", "mean"] = "max"
     """Which of the policy's actions a target takes: the best, or their mean value (calql)."""
-    expectile: float = 0.7
+    expectile: Between = 0.7
     """Expectile of the state value, between 0 and 1 (iql)."""
     reward: Literal["sparse", "dataset"] = "sparse"
     """Reward of an environment step: -1 until success (sparse), or the dataset's own (dataset)."""
-
-    def check(self) -> None:
-        """Check every number.
-
-        Raises:
-            InputError: names the option and the range it should be in.
-        """
-        super().check()
-        for name in ("steps", "cql_actions"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "actor_lr"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        require(self, "cql_alpha", self.cql_alpha >= 0, "at least 0")
-        require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
-        require(self, "target_rate", 0 < self.target_rate <= 1, "above 0 and at most 1")
-        require(self, "expectile", 0 < self.expectile < 1, "between 0 and 1")
-        require(self, "ensemble", 1 <= self.ensemble <= 10, "1 to 10")
-        require(
-            self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "one or more sizes above 0"
-        )

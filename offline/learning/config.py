@@ -3,55 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
 
 from offline.critics.critic_config import CriticConfig
 from offline.option_check import require
+from offline.ranges import Amount, Count, Decay, Few, Positive, Seed, Share, Size
 
 
 @dataclass(frozen=True)
 class RLConfig(CriticConfig):
     """Settings of data, critic and loop. Rates are per update, steps are environment steps."""
 
-    steps: int = 20_000
+    steps: Amount = 20_000
     """Environment steps, at least 0."""
-    utd: float = 1.0
+    utd: Annotated[float, Gt(0), Le(10_000)] = 1.0
     """Critic updates per environment step, above 0. It may be below 1."""
-    policy_utd: float = 1.0
+    policy_utd: Annotated[float, Gt(0), Le(10_000)] = 1.0
     """Policy updates per environment step, above 0 and at most --utd."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions per update, at least 1."""
-    offline_fraction: float = 0.5
+    offline_fraction: Share = 0.5
     """Share of each batch that comes from --data, 0 to 1, once replay has something to mix it
     with."""
-    imagined_fraction: float = 0.0
+    imagined_fraction: Share = 0.0
     """Share of each batch that comes from the world model, 0 to 1. Together with --offline-fraction
     it is at most 1."""
-    action_chunk: int = 4
+    action_chunk: Size = 4
     """Actions that are proposed, scored and executed together (H), at least 1."""
-    n_step: int | None = None
+    n_step: Size | None = None
     """Environment steps whose rewards a target sums before it bootstraps, at least H. Default: H,
     the --action-chunk."""
-    discount: float = 0.99
+    discount: Decay = 0.99
     """Discount per environment step, at least 0 and below 1."""
     reward: Literal["sparse", "zero-one", "dataset"] = "sparse"
     """Reward of an environment step: -1 until success (sparse), 1 at success and 0 elsewhere
     (zero-one), or the environment's own (dataset)."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Factor of every reward, above 0. Entropy temperatures are in the scaled units."""
-    replay_capacity: int = 1_000_000
+    replay_capacity: Count = 1_000_000
     """Environment steps that the replay keeps, at least 1. New steps then replace the oldest."""
-    memory_gb: float = 2.0
+    memory_gb: Positive = 2.0
     """Memory for the replay, and again for --data, in GiB, above 0. A larger replay keeps its
     largest arrays in files in the run folder. Larger data is streamed from its files."""
-    num_envs: int = 1
+    num_envs: Size = 1
     """Environments that act at the same time, at least 1."""
-    offline_updates: int = 0
+    offline_updates: Amount = 0
     """Updates of the whole agent before the first environment step, on --data and on what a world
     model imagines. With --steps 0 the agent is trained offline only."""
-    start_steps: int = 0
+    start_steps: Amount = 0
     """Environment steps of uniformly random actions at the start."""
-    update_after: int = 500
+    update_after: Amount = 500
     """Environment steps before the first update. The policy acts meanwhile."""
     image_encoder: Literal["small", "resnet34"] = "small"
     """Network for images."""
@@ -59,18 +62,18 @@ class RLConfig(CriticConfig):
     """One-dimensional observations to use. Default: all."""
     image_keys: tuple[str, ...] = ()
     """Images to use, by the name of their observation. Default: none."""
-    random_shift: int = 4
+    random_shift: Few = 4
     """Largest random shift of images in training, in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
-    eval_every: int = 2_000
+    eval_every: Count = 2_000
     """Environment steps between evaluations, at least 1."""
-    eval_episodes: int = 50
+    eval_episodes: Count = 50
     """Episodes of each evaluation, at least 1. Their initial states are the same every time and are
     never trained on."""
-    log_every: int = 200
+    log_every: Count = 200
     """Environment steps between rows of metrics.csv, at least 1."""
-    checkpoint_every: int = 5_000
+    checkpoint_every: Count = 5_000
     """Environment steps between checkpoints, at least 1."""
 
     def check(self) -> None:
@@ -80,18 +83,6 @@ class RLConfig(CriticConfig):
             InputError: names the option and the range it should be in.
         """
         CriticConfig.check(self)
-        for name in (
-            "batch_size", "action_chunk", "replay_capacity", "num_envs",
-            "eval_every", "eval_episodes", "log_every", "checkpoint_every",
-        ):  # fmt: skip
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("steps", "start_steps", "update_after", "offline_updates", "random_shift"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("utd", "policy_utd", "reward_scale", "memory_gb"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        for name in ("offline_fraction", "imagined_fraction"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        require(self, "discount", 0 <= self.discount < 1, "at least 0 and below 1")
         require(
             self,
             "n_step",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from offline.option_check import require
+from offline.option_check import check_numbers, require
+from offline.ranges import Amount, Between, Count, NotNegative, Positive, Size, Sizes, Step
 
 WorldModelName = Literal["none", "mle", "mse", "vagram", "simulator"]
 
@@ -18,45 +19,45 @@ class WorldModelConfig:
     """What a model of the environment learns by: the likelihood of a Gaussian (mle), the squared
     error of a prediction (mse), or that error weighted by the value's gradient (vagram).
     "simulator" uses the simulator itself, to see what a perfect model would do."""
-    ensemble: int = 7
+    ensemble: Size = 7
     """Models in the ensemble, at least 1."""
-    elites: int = 5
+    elites: Size = 5
     """Models that imagine: those that predict held-out data best. At least 1."""
-    model_hidden: tuple[int, ...] = (200, 200, 200, 200)
+    model_hidden: Sizes = (200, 200, 200, 200)
     """Units of each hidden layer of a model, one number per layer."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the models' hidden layers in training. Weights, errors on held-out data and
     imagined transitions are float32."""
-    model_lr: float = 1e-3
+    model_lr: Positive = 1e-3
     """Learning rate of the models, above 0."""
-    model_weight_decay: float = 5e-5
+    model_weight_decay: NotNegative = 5e-5
     """Weight decay of the models, at least 0."""
-    model_batch_size: int = 256
+    model_batch_size: Count = 256
     """Transitions per update of each model, at least 1."""
-    model_every: int = 250
+    model_every: Count = 250
     """Environment steps between trainings of the models, at least 1."""
-    model_updates: int = 1_000
+    model_updates: Count = 1_000
     """Most updates of one training, at least 1. A training ends earlier when the error on held-out
     data stops falling."""
-    model_patience: int = 5
+    model_patience: Count = 5
     """Epochs without a lower error on held-out data after which a training ends, at least 1."""
-    model_holdout: float = 0.1
+    model_holdout: Between = 0.1
     """Share of the transitions that is held out, between 0 and 1."""
     known: tuple[Literal["reward", "termination"], ...] = ()
     """What the environment's own rule computes instead of the model, where that rule is known.
     Default: nothing."""
-    rollout_lengths: tuple[int, int] = (1, 1)
+    rollout_lengths: tuple[Size, Size] = (1, 1)
     """Decisions imagined from each real state, at the start and at the end, at least 1."""
-    rollout_schedule: tuple[int, int] = (0, 0)
+    rollout_schedule: tuple[Amount, Amount] = (0, 0)
     """Environment steps at which the number of decisions of --rollout-lengths begins to grow, and
     at which it has grown, linearly."""
-    rollouts_per_step: int = 40
+    rollouts_per_step: Count = 40
     """Real states imagined from for each environment step, at least 1."""
-    imagined_capacity: int = 100_000
+    imagined_capacity: Count = 100_000
     """Imagined transitions that are kept, at least 1. New ones then replace the oldest."""
-    vagram_clip: float = 0.95
+    vagram_clip: Step = 0.95
     """Quantile of the norms that gradients are clipped to, above 0 and at most 1 (vagram)."""
-    vagram_warmup: int = 1_000
+    vagram_warmup: Amount = 1_000
     """Environment steps after the first training in which models learn by plain squared error
     (vagram)."""
 
@@ -66,18 +67,7 @@ class WorldModelConfig:
         Raises:
             InputError: names the option and the range it should be in.
         """
-        for name in (
-            "ensemble", "elites", "model_batch_size", "model_every", "model_updates",
-            "model_patience", "rollouts_per_step", "imagined_capacity",
-        ):  # fmt: skip
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("model_weight_decay", "vagram_warmup"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        require(self, "model_lr", self.model_lr > 0, "above 0")
-        require(self, "model_holdout", 0 < self.model_holdout < 1, "between 0 and 1")
-        require(self, "vagram_clip", 0 < self.vagram_clip <= 1, "above 0 and at most 1")
-        sizes = self.model_hidden
-        require(self, "model_hidden", bool(sizes) and min(sizes) >= 1, "one or more sizes above 0")
+        check_numbers(self)
         first, last = self.rollout_lengths
         require(self, "rollout_lengths", 1 <= first <= last, "two lengths, 1 <= first <= last")
         begin, end = self.rollout_schedule

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -44,3 +45,25 @@ def test_a_number_out_of_range_is_one_line_that_names_the_option(given, line):
 
 def test_what_is_in_range_passes_and_what_is_no_number_is_left_alone():
     check_numbers(Settings(rate=1e-9, keep_best=1, lengths=(9,), kind="no such"))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"lengths": (10**5000,)}, "--lengths must be at most 9, received a very long number"),
+        ({"keep_best": True}, "--keep-best must be a whole number, received True"),
+        ({"rate": "3"}, "--rate must be a number, received 3"),
+        ({"lengths": 3}, "--lengths must be several numbers, received 3"),
+    ],
+)
+def test_what_only_resembles_a_number_is_refused(given, line):
+    with pytest.raises(InputError) as error:
+        check_numbers(Settings(**given))
+    assert str(error.value) == line
+
+
+def test_numbers_of_numpy_and_lists_are_as_good_as_pythons_own():
+    given = {"rate": np.float32(0.1), "keep_best": np.int64(2), "lengths": [np.int32(1), 2]}
+    check_numbers(Settings(**given))
+    with pytest.raises(InputError, match="--rate must be a finite number"):
+        check_numbers(Settings(rate=np.float64("nan")))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from genpol.agents.config import FAITHFUL, TrainConfig, with_preset
+from offline.ranges import Amount, Count, Seed
 
 if TYPE_CHECKING:
     from genpol.benchmarks.expo import Parts
@@ -50,9 +53,9 @@ class BenchExpo:
     preset: Literal["faithful", "fast"] = "fast"
     """What is measured: EXPO with the settings of its released code and its published network
     (faithful), or with the defaults of `genpol train` (fast)."""
-    env_steps: int = 5
+    env_steps: Count = 5
     """Environment steps that are measured, at least 1. One more warms up."""
-    learn_steps: int = 500
+    learn_steps: Amount = 500
     """Updates before the choices of cheaper candidates are compared with the full chain's. 0 leaves
     the comparison out."""
     candidates: Literal["chain", "two-step", "student", "noise-filter"] | None = None
@@ -61,14 +64,14 @@ class BenchExpo:
     """Arithmetic of the candidate chain, as in `genpol train`."""
     critic_dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the critic's hidden layers, as in `genpol train`."""
-    cache_age: int | None = None
+    cache_age: Amount | None = None
     """Updates for which base candidates are reused, as in `genpol train`. A few steps fill little
     of a cache, so its saving does not show here."""
-    threads: int = 1
+    threads: Annotated[int, Ge(1), Le(1_024)] = 1
     """Threads of PyTorch, at least 1. One thread spends no CPU-seconds on waiting."""
     device: str | None = None
     """Device of the networks: cpu, cuda or cuda:1. Default: cuda where there is one, else cpu."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
     """Run folder."""
@@ -96,13 +99,10 @@ def run(config: BenchExpo) -> None:
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run
-    from offline.errors import InputError
+    from offline.option_check import check_numbers
 
     hush()
-    for name in ("env_steps", "threads"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must be at least 1, received {getattr(config, name)}")
+    check_numbers(config)
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     device = pick_device(config.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.config import check, recommended_texts
+from offline.ranges import Count, NotNegative, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,21 +46,21 @@ class BenchFinetune:
     """Reward, as in `genpol finetune`."""
     prompts: str = "world"
     """Prompts, as in `genpol finetune`."""
-    epochs: int = 3
+    epochs: Count = 3
     """Epochs of each loop that are measured, at least 1. One more warms up."""
-    prompts_per_epoch: int = 16
+    prompts_per_epoch: Count = 16
     """Prompts of each epoch (N), above 0."""
-    images_per_prompt: int | None = None
+    images_per_prompt: Count | None = None
     """Images drawn for each prompt (B), at least 2."""
-    inner_steps: int | None = None
+    inner_steps: Count | None = None
     """Optimiser steps on each epoch's images (K), above 0."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Count | None = None
     """Denoising steps (T), above 0."""
-    guidance_scale: float | None = None
+    guidance_scale: NotNegative | None = None
     """Classifier-free guidance. 1 is none."""
-    rollout_batch: int | None = None
+    rollout_batch: Count | None = None
     """Images drawn at a time in both loops, above 0."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Denoising steps of one forward and backward pass, above 0. In the comparison loop it counts
     images."""
     gradient_checkpointing: bool = False
@@ -71,7 +72,7 @@ class BenchFinetune:
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
     """Run folder."""
@@ -81,17 +82,16 @@ class BenchFinetune:
 
 def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
-    from diffusion.errors import InputError
     from genpol.benchmarks.ddpo import ddpo_epoch
     from genpol.commands.finetune.command import build, complete
     from genpol.commands.finetune.options import Finetune
     from genpol.runs.measure import Cost
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run
+    from offline.option_check import check_numbers
 
     hush()
-    if config.epochs < 1:
-        raise InputError(f"--epochs must be positive, got {config.epochs}")
+    check_numbers(config)
     settings = complete(Finetune(**asdict(config), gold_reward=""))
     check(settings)
     tuner, identity = build(settings)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from offline.ranges import Count, Seed
+
 if TYPE_CHECKING:
     from genpol.commands.train.command import Train
 
@@ -32,22 +34,22 @@ class BenchWorldModel:
     runs from the first training of the models on.
     """
 
-    env_steps: int = 250
+    env_steps: Count = 250
     """Environment steps that are measured in each piece, a multiple of --model-every."""
-    pieces: int = 2
+    pieces: Count = 2
     """Runs that are measured, each from the start, at least 1. The peer's runs come between
     ours."""
-    explore: int = 5_000
+    explore: Count = 5_000
     """Random environment steps at the start, which are not measured; at least the batch size,
     256."""
-    model_every: int = 250
+    model_every: Count = 250
     """Environment steps between trainings of the models, at least 1."""
-    model_epochs: int = 20
+    model_epochs: Count = 20
     """Passes of each training over the data that the first training sees, at least 1."""
-    rollouts_per_step: int = 400
+    rollouts_per_step: Count = 400
     """Real states imagined from for each environment step. Times --model-every it must divide by
     the 5 elites."""
-    sac_updates: int = 20
+    sac_updates: Count = 20
     """Updates of critic and actor for each environment step, at least 1."""
     critic_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the critic's hidden layers, as in `genpol train`. The peer's is float32."""
@@ -56,7 +58,7 @@ class BenchWorldModel:
     peer: str | None = None
     """Python of an environment with mbrl 0.2.0, which is then measured too; see
     scripts/mbrl_peer.py. Default: none, only ours is measured."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
     """Run folder."""
@@ -73,11 +75,9 @@ def settings(config: BenchWorldModel) -> Train:
     from genpol.benchmarks.world_model import BATCH, ENV, HELD_OUT, SIZES, model_updates
     from genpol.commands.train.command import Train
     from offline.errors import InputError
+    from offline.option_check import check_numbers
 
-    for name in ("env_steps", "pieces", "model_every", "model_epochs", "sac_updates"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must be at least 1, received {getattr(config, name)}")
+    check_numbers(config)
     if config.env_steps % config.model_every:
         raise InputError(
             f"--env-steps must be a multiple of --model-every ({config.model_every}), so that all "
@@ -85,11 +85,9 @@ def settings(config: BenchWorldModel) -> Train:
         )
     if config.explore < BATCH:
         raise InputError(f"--explore must be at least {BATCH}, received {config.explore}")
-    if config.rollouts_per_step < 1 or (
-        config.rollouts_per_step * config.model_every % SIZES["--elites"]
-    ):
+    if config.rollouts_per_step * config.model_every % SIZES["--elites"]:
         raise InputError(
-            "--rollouts-per-step times --model-every must be above 0 and divide by the 5 elites, "
+            "--rollouts-per-step times --model-every must divide by the 5 elites, "
             f"as the peer wants it, received {config.rollouts_per_step} and {config.model_every}"
         )
     first = config.explore + config.model_every - 1

@@ -33,18 +33,18 @@ def run(config: Collect) -> None:
     from genpol.runs.lock import FolderLock
     from offline.errors import InputError
     from offline.files import disk_errors, sync_path
+    from offline.option_check import check_numbers
     from robots.datasets.robomimic_hdf5 import write_hdf5
     from robots.envs.make import make_env
     from robots.operators.collect import draw_order
     from robots.operators.experts import check_expert
 
+    check_numbers(config)
     config = with_defaults(config)
     if config.output.is_dir():
         raise InputError(f'--output "{config.output}" is a folder; name a file in it')
     if config.output.exists() and not config.overwrite:
         raise InputError(f'"{config.output}" exists; pass another --output, or --overwrite')
-    if not 0 <= config.valid_fraction < 1:
-        raise InputError(f"--valid-fraction is in [0, 1), not {config.valid_fraction:g}")
     draw_order(config.episodes, config.sloppy_fraction, config.seed)
     check_expert(config.env)
     chosen = operators(config)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from offline.ranges import Count, Decay, NotNegative, Seed, Share, Size
+
 # Operators -> smallest and largest error of the object's position, in metres.
 BIAS = {"clean-sloppy": (0.03, 0.06), "two-mode": (0.01, 0.035)}
 # The order of help: subject -> fields.
@@ -40,20 +42,20 @@ class Collect:
     """HDF5 file to write."""
     operators: Literal["clean-sloppy", "two-mode"] = "clean-sloppy"
     """Who demonstrates. Each of two-mode's operators has half the episodes."""
-    episodes: int = 120
+    episodes: Count = 120
     """Episodes in all, at least 1."""
-    sloppy_fraction: float = 0.67
+    sloppy_fraction: Share = 0.67
     """Share of the episodes by the sloppy operator, 0 to 1 (clean-sloppy)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of layouts, order, bias and noise."""
-    noise: float = 0.05
+    noise: NotNegative = 0.05
     """Standard deviation of the noise of careful and two-mode operators, added to each action in
     [-1, 1]."""
-    sloppy_noise: float = 0.2
+    sloppy_noise: NotNegative = 0.2
     """Standard deviation of the noise of the sloppy operator, likewise."""
-    bias_min: float | None = None
+    bias_min: NotNegative | None = None
     """Smallest error of the object's position, in metres, drawn once per episode."""
-    bias_max: float | None = None
+    bias_max: NotNegative | None = None
     """Largest error of the object's position, in metres."""
     bias_side: Literal["habit", "random"] = "habit"
     """Side towards which the sloppy operator errs: one for all episodes, drawn by the seed (habit),
@@ -61,13 +63,13 @@ class Collect:
     mode_sides: tuple[Literal["x+", "x-", "y+", "y-"], ...] = ("x+", "y+")
     """Side towards which each operator errs (two-mode). In metaworld x is sideways and y is away
     from the robot. In OGBench x is away from the robot."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Steps after which an episode is given up. Default: 200 in metaworld; OGBench's own limit
     there."""
-    valid_fraction: float = 0.1
+    valid_fraction: Decay = 0.1
     """Share of the episodes in the split "valid", at least 0 and below 1. The others are in
     "train"."""
-    image_size: int | None = None
+    image_size: Size | None = None
     """Height and width of camera images, in pixels, which are stored as "image". Default: no
     images."""
     overwrite: bool = False

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from offline.ranges import Size
+
 
 @dataclass(frozen=True)
 class DataChunk:
@@ -22,7 +24,7 @@ class DataChunk:
     yours."""
     output: Path
     """Robomimic-format HDF5 file to write."""
-    action_chunk: int = 4
+    action_chunk: Size = 4
     """Actions in a row that become one, at least 1."""
     overwrite: bool = False
     """Replace an existing file."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offline.ranges import Seed
+
 if TYPE_CHECKING:
     from genpol.reports.page import Panel
 
@@ -30,7 +32,7 @@ class Demo:
     output: Path = Path("runs/demo")
     """Folder of the page (index.html) and of the runs behind it. An earlier demo in it is
     replaced."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
 

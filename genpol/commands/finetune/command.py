@@ -47,9 +47,13 @@ def run(config: Finetune) -> None:
 def complete(config: Finetune) -> Finetune:
     """Fill in what was not given: the model's recommended settings.
 
-    Raises InputError when another model than the shipped one comes without reward or prompts.
+    Raises InputError when a number is out of its range, or another model than the shipped one comes
+    without reward or prompts.
     """
     from diffusion.errors import InputError
+    from offline.option_check import check_numbers
+
+    check_numbers(config)
 
     config = config.resolved(TINY if config.model in (None, "tiny") else PUBLISHED)
     for name in ("reward", "prompts"):

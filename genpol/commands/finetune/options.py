@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.config import TINY, FinetuneConfig, recommended_texts
+from offline.ranges import Count, Decay
 
 RESUMABLE = ("epochs", "wandb", "device")  # what a resumed run may go on with differently
 # The order of help: subject -> fields.
@@ -53,7 +54,7 @@ class Finetune(FinetuneConfig):
     """Prompts: a .txt, .jsonl or .csv file, or a generator such as world."""
     prompt_column: str = "prompt"
     """Column (csv) or key (jsonl) that holds the prompt."""
-    held_out: float = 0.1
+    held_out: Decay = 0.1
     """Share of the prompts that is never trained on, at least 0 and below 1, chosen by a hash of
     the prompt. At 0, evaluations use training prompts."""
     eval_prompts: str | None = None
@@ -71,9 +72,9 @@ class Finetune(FinetuneConfig):
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None
     """Run folder to go on with, bit for bit. --epochs may be raised. Default: a new run."""
-    checkpoint_every: int = 5
+    checkpoint_every: Count = 5
     """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints that are kept."""
     wandb: Literal["online", "offline", "disabled"] | None = None
     """Where wandb logs. Default: online when logged in, else offline."""

@@ -35,10 +35,9 @@ def run(config: Generate) -> None:
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.lock import FolderLock
     from offline.files import disk_errors
+    from offline.option_check import check_numbers
 
-    for name in ("images_per_prompt", "best_of", "batch"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    check_numbers(config)
     if config.best_of > 1 and not config.reward:
         raise InputError(f"--best-of {config.best_of} needs --reward to choose by")
     require_unused(config.output)
@@ -118,8 +117,6 @@ def read_prompts(config: Generate) -> list[str]:
     from diffusion.errors import InputError
     from diffusion.prompts.sources import GENERATORS, read_all, take
 
-    if config.num_prompts is not None and config.num_prompts < 1:
-        raise InputError(f"--num-prompts must be at least 1, got {config.num_prompts}")
     if config.prompts in GENERATORS:
         if config.num_prompts is None:
             raise InputError(f"--prompts {config.prompts} is a generator; add --num-prompts N")

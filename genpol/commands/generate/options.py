@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.config import recommended_texts
+from offline.ranges import Count, NotNegative, Seed, Share
 
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -38,26 +39,26 @@ class Generate:
     """Folder of a fully fine-tuned UNet, such as runs/x/unet. Default: the pipeline's own."""
     prompt_column: str = "prompt"
     """Column (csv) or key (jsonl) that holds the prompt."""
-    num_prompts: int | None = None
+    num_prompts: Count | None = None
     """Number of prompts, at least 1: the first of a file, or held-out ones of a generator. Default:
     all of a file."""
-    images_per_prompt: int = 1
+    images_per_prompt: Count = 1
     """Images for each prompt, at least 1."""
-    best_of: int = 1
+    best_of: Count = 1
     """Candidates drawn for each image, at least 1. The one with the highest --reward is kept."""
     reward: str | None = None
     """Reward to record, and to choose by with --best-of. Default: none."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first candidate. Each further candidate adds 1. images.csv names the seed of each
     image."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Count | None = None
     """Denoising steps, at least 1."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance. 1 is none."""
+    guidance_scale: NotNegative | None = None
+    """Classifier-free guidance, at least 0. 1 is none."""
     negative_prompt: str = ""
     """Negative prompt for guidance. Default: none."""
-    eta: float = 1.0
-    """Noise level of DDIM. Fine-tuning uses 1; 0 is deterministic."""
+    eta: Share = 1.0
+    """Noise level of DDIM, 0 to 1. Fine-tuning uses 1; 0 is deterministic."""
     scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
     """Scheduler to sample with. "keep" is the one that fine-tuning keeps by default."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -65,7 +66,7 @@ class Generate:
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
-    batch: int = 64
+    batch: Count = 64
     """Images drawn at a time, at least 1."""
     trust: bool = False
     """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from offline.ranges import Finite, NotNegative, Positive, Seed, Size
 
 PROXY_CANDIDATES, CANDIDATES = 8, 32
 # The order of help: subject -> fields.
@@ -35,29 +40,29 @@ class Serve:
     """Folders of `genpol value` or `genpol train` to choose by. Scores of several values are
     standardised over the candidates and summed with --value-weights. Default: none, proposals are
     not ranked."""
-    value_weights: tuple[float, ...] = ()
+    value_weights: tuple[Finite, ...] = ()
     """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback should have an API key."""
-    port: int = 8000
+    port: Annotated[int, Ge(0), Le(65_535)] = 8000
     """Port to listen on, 0 to 65535. 0 takes a free one."""
-    num_candidates: int | None = None
+    num_candidates: Size | None = None
     """Proposals that are ranked for each decision (K), at least 1."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
     0 takes the best."""
-    margin: float | None = None
+    margin: NotNegative | None = None
     """Choose the best proposal only where it beats the first by this much, in units of the value,
     at least 0. This replaces --temperature. Default: off."""
-    gate: float | None = None
+    gate: NotNegative | None = None
     """Take the first proposal where the critics disagree by more than this, in units of the value,
     at least 0. Default: off."""
-    deadline_ms: float | None = None
+    deadline_ms: Annotated[float, Gt(0), Le(1e9)] | None = None
     """Milliseconds for a decision, above 0. The proposals that have arrived by then are ranked.
     Default: no limit."""
-    parallel: int = 8
+    parallel: Size = 8
     """Connections to --upstream, at least 1. Each has one request under way."""
-    timeout: float = 30.0
+    timeout: Annotated[float, Gt(0), Le(1e6)] = 30.0
     """Seconds to wait for an answer of --upstream, above 0."""
     rename: tuple[str, ...] = ()
     """Observations that are called otherwise by the robot: ROBOT_KEY=TRAINED_KEY, such as
@@ -71,15 +76,15 @@ class Serve:
     api_key: str | None = None
     """Key that clients must send. $GENPOL_UPSTREAM_API_KEY is sent to --upstream. Default:
     $GENPOL_API_KEY, else none."""
-    rate_limit: float = 1000.0
+    rate_limit: Positive = 1000.0
     """Requests per second from one address, above 0. Further ones are answered with an error."""
-    max_message_mb: float = 16.0
+    max_message_mb: Annotated[float, Gt(0), Le(1e6)] = 16.0
     """Size of a message in MiB, above 0. Larger ones are answered with an error."""
-    max_connections: int = 128
+    max_connections: Size = 128
     """Clients at the same time, at least 1."""
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise."""
 
 
@@ -90,7 +95,9 @@ def check(config: Serve) -> None:
         InputError: names the flag.
     """
     from offline.errors import InputError
+    from offline.option_check import check_numbers
 
+    check_numbers(config)
     if (config.policy is None) == (config.upstream is None):
         raise InputError("expected either --policy or --upstream")
     if upstream_of(config) and not config.value:
@@ -98,16 +105,6 @@ def check(config: Serve) -> None:
     for name in ("num_candidates", "margin", "gate", "deadline_ms"):
         if getattr(config, name) is not None and not config.value:
             raise InputError(f"--{name.replace('_', '-')} needs --value to choose by")
-    for name in ("num_candidates", "parallel", "max_connections"):
-        number = getattr(config, name)
-        if number is not None and number < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, received {number}")
-    for name in ("rate_limit", "max_message_mb", "timeout", "deadline_ms"):
-        number = getattr(config, name)
-        if number is not None and not number > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, received {number:g}")
-    if not 0 <= config.port < 65536:
-        raise InputError(f"--port must be 0 to 65535, received {config.port}")
     if config.value_weights and len(config.value_weights) != len(config.value):
         raise InputError(
             f"{len(config.value_weights)} --value-weights for {len(config.value)} values"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from offline.ranges import Amount, Count, Finite, NotNegative, Seed, Size
 
 Arm = Literal["base", "steered", "mode", "random"]
 ARMS: tuple[Arm, ...] = ("base", "steered", "mode", "random")
@@ -31,47 +35,47 @@ class Steer:
     value: tuple[str, ...]
     """Folders of `genpol value` or `genpol train` to choose by. Scores of several values are
     standardised over the candidates and summed with --value-weights."""
-    value_weights: tuple[float, ...] = ()
+    value_weights: tuple[Finite, ...] = ()
     """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     env: str | None = None
     """Environment to act in: metaworld/pick-place-v3, an OGBench or gymnasium id, or module:name of
     one of yours. Default: the environment that the value was trained on."""
-    num_candidates: int = 32
+    num_candidates: Size = 32
     """Proposals that are ranked for each decision (K), at least 1."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
     0 takes the best."""
-    margin: float | None = None
+    margin: NotNegative | None = None
     """Choose the best proposal only where it beats the base policy's own sample by this much, in
     units of the value, at least 0. This replaces --temperature. Default: off."""
-    gate: float | None = None
+    gate: NotNegative | None = None
     """Keep the base policy's own sample where the critics disagree by more than this, in units of
     the value, at least 0. Default: off."""
     tune: str | None = None
     """Dataset whose held-out episodes choose temperature and gate. --margin and --gate cannot be
     given beside it. Default: off."""
-    deadline_ms: float | None = None
-    """Milliseconds for a decision. Only as many candidates are proposed as fit in it. Default: no
-    limit."""
+    deadline_ms: Annotated[float, Gt(0), Le(1e9)] | None = None
+    """Milliseconds for a decision, above 0. Only as many candidates are proposed as fit in it.
+    Default: no limit."""
     filtered: str | None = None
     """Clone of the successful episodes alone (`genpol clone --filter success`), run as one more
     arm. Default: none."""
-    episodes: int = 50
+    episodes: Count = 50
     """Episodes of each arm, at least 1. All arms begin them in the same states."""
     arms: tuple[Arm, ...] = ARMS
     """What is compared. base and steered always are."""
-    parallel: int = 50
+    parallel: Size = 50
     """Episodes run side by side, at least 1. They share one noise stream, so results depend on
     this."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Steps after which an episode is cut off. Default: the environment's own limit."""
     instruction: str | None = None
     """What the policy is told to do. Default: the environment's own instruction."""
     language_model: str = "shipped"
     """Sentence encoder for a value trained with language: "shipped", or a folder."""
-    videos: int = 4
+    videos: Amount = 4
     """Episodes filmed, base and steered side by side."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial states and noise."""
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
@@ -90,14 +94,9 @@ def check(config: Steer) -> None:
         InputError: names the flag.
     """
     from offline.errors import InputError
+    from offline.option_check import check_numbers
 
-    for name in ("num_candidates", "episodes", "parallel"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-    if config.temperature < 0:
-        raise InputError(f"--temperature must not be negative, received {config.temperature:g}")
-    if config.margin is not None and config.margin < 0:
-        raise InputError(f"--margin must not be negative, received {config.margin:g}")
+    check_numbers(config)
     if config.value_weights and len(config.value_weights) != len(config.value):
         raise InputError(
             f"{len(config.value_weights)} --value-weights for {len(config.value)} values"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
 from offline.errors import InputError, did_you_mean
+from offline.ranges import Amount, Count, Few
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -78,11 +79,11 @@ class Train(TrainConfig):
     """Critic to start from: a folder of `genpol value`. Default: a new critic."""
     preset: Preset = "default"
     """Set of defaults. "faithful" has the settings of EXPO's released code."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Steps after which an episode is cut off. Default: the environment's own limit."""
-    distractors: int = 0
+    distractors: Few = 0
     """Meaningless dimensions added to the observations; no action changes them."""
-    videos: int = 0
+    videos: Amount = 0
     """Evaluation episodes filmed before training and at the end."""
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
@@ -150,10 +151,6 @@ def check(config: Train) -> None:
     config.check()
     if config.env is None and config.data is None:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
-    if config.videos < 0:
-        raise InputError(f"--videos must be at least 0, received {config.videos}")
-    if config.distractors < 0:
-        raise InputError(f"--distractors must be at least 0, received {config.distractors}")
     modelled = config.world_model != "none"
     if not modelled and config.imagined_fraction:
         raise InputError(

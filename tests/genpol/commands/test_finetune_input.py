@@ -44,7 +44,7 @@ BAD = {
     "no such function": ({"reward": "tiny_rewards:brightnes"}, 'mean "brightness"'),
     "server down": ({"reward": "http://127.0.0.1:9?retries=0"}, "Connection refused"),
     "one image": ({"images_per_prompt": 1}, "--images-per-prompt 1"),
-    "no epochs": ({"epochs": 0}, "--epochs must be positive"),
+    "no epochs": ({"epochs": 0}, "--epochs must be at least 1"),
     "no such device": ({"device": "warp"}, "--device warp"),
     "no such LoRA": ({"lora": "{}/folder"}, "no LoRA at"),
     "no density": ({"eta": 0.0}, "--eta"),

@@ -56,7 +56,7 @@ def refused(capsys, **options) -> str:
         (ON | {"rollout_lengths": (3, 1)}, "--rollout-lengths must be two lengths, 1 <= first"),
         (ON | {"rollout_schedule": (3, 1)}, "--rollout-schedule must be two steps"),
         (ON | {"ensemble": 0}, "--ensemble must be at least 1"),
-        (ON | {"model_holdout": 1}, "--model-holdout must be between 0 and 1"),
+        (ON | {"model_holdout": 1}, "--model-holdout must be below 1"),
         ({"offline_updates": -1}, "--offline-updates must be at least 0"),
         ({"lipschitz_bound": 0}, "--lipschitz-bound must be above 0"),
         ({"value_diversity": 1, "value_ensemble": 1}, "--value-ensemble must be at least 2"),

@@ -183,9 +183,9 @@ def test_a_dataset_without_success_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"discount": 1.0}, "--discount must be at least 0 and below 1, received 1.0"),
+        ({"discount": 1.0}, "--discount must be below 1, received 1.0"),
         ({"action_chunk": 0}, "--action-chunk must be at least 1"),
-        ({"ensemble": 11}, "--ensemble must be 1 to 10"),
+        ({"ensemble": 11}, "--ensemble must be at most 10"),
         ({"image_keys": ("state_",)}, 'no observation "state_". Did you mean "state"'),
     ],
 )
