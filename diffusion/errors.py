@@ -16,6 +16,10 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class Diverged(InputError):
+    """Fine-tuning that has become NaN or infinite; says what, when, and what to try."""
+
+
 class RewardError(InputError):
     """A reward that raised, or returned NaN or the wrong shape; names the offending prompt."""
 

@@ -11,6 +11,7 @@ state and draws the same images whatever the batch sizes are.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_steps
 from diffusion.config import FinetuneConfig
-from diffusion.errors import InputError
+from diffusion.errors import Diverged, InputError
 from diffusion.objective import Objective, Rollouts, step_weights
 from diffusion.pipelines import DTYPES, ImagePolicy
 from diffusion.prdp import PRDP
@@ -208,6 +209,8 @@ class Finetuner:
                 backward=self.backward,
             )
             norms.append(self.optimiser_step())
+        # Weights may be finite and what the network says may not.
+        self.require_finite("what the network predicts", self.ratio_error(score, rollouts))
         seconds = time.perf_counter() - start
         self.epoch += 1
         stochastic = self.process.stochastic
@@ -229,12 +232,10 @@ class Finetuner:
         """Clip, step, average; returns the gradient norm before clipping."""
         parameters = [p for p in self.params.values() if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        if not np.isfinite(norm):
-            raise InputError(
-                f"the gradient became {norm} at epoch {self.epoch}; the last checkpoint is intact. "
-                "Lower --learning-rate, or use --autocast bf16 instead of fp16"
-            )
+        self.require_finite("the gradient", norm)
         self.optimiser.step()
+        sizes = torch._foreach_norm([p.detach() for p in self.params.values()])
+        self.require_finite("the norm of the weights", float(torch.stack(sizes).sum()))
         self.updates += 1
         if self.average:
             torch._foreach_lerp_(
@@ -243,6 +244,17 @@ class Finetuner:
                 1 - self.config.ema,
             )
         return norm
+
+    def require_finite(self, what: str, number: float) -> None:
+        """Raise Diverged for a number of this step that is NaN or infinite."""
+        if math.isfinite(number):
+            return
+        half = torch.float16 in (self.policy.autocast_dtype, self.policy.unet.dtype)
+        other = ", or use bf16 instead of fp16" if half else ""
+        raise Diverged(
+            f"fine-tuning diverged in epoch {self.epoch + 1}, at step {self.updates + 1}: {what} "
+            f"became {number}. Lower --learning-rate, or scale the reward down{other}"
+        )
 
     def ratio_error(self, score: Callable[[Tensor, Tensor], Tensor], rollouts: Rollouts) -> float:
         """Largest |log-prob re-scored - log-prob stored| over RATIO_PROBES steps, per dimension.

@@ -56,6 +56,9 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
         )
     except Exception as error:  # a broken or foreign folder fails in as many ways as it has files
         raise InputError(f'cannot load pipeline "{model}": {_reason(error)}') from error
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            require_finite(part, model)
     return prepare_pipeline(pipe, scheduler=scheduler, name=model)
 
 
@@ -146,6 +149,17 @@ def load_lora(pipe, folder: str, *, adapter: str = TRAINED) -> None:
         raise InputError(
             f'"{folder}" does not fit this pipeline (another model?): {_reason(error)}'
         ) from error
+    require_finite(pipe.unet, folder)
+
+
+def require_finite(network: torch.nn.Module, source: str) -> None:
+    """Raise InputError for a network with NaN or infinite weights, which `source` holds."""
+    for name, weight in network.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError(
+                f'"{source}" holds NaN or infinite weights ({name}): they are of a training that '
+                "diverged, or too large for their --dtype"
+            )
 
 
 class ImagePolicy:

@@ -16,6 +16,10 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class Diverged(InputError):
+    """Training that has become NaN or infinite; says what, when, and what to try."""
+
+
 class SpecError(InputError):
     """Actions or observations of one kind given to something trained on another."""
 

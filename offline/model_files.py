@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offline.errors import InputError
 from offline.files import siblings, write_together
+from offline.finite import require_finite, require_loaded_finite
 from offline.spec import ActionSpec
 
 HASH = "weights_sha256"
@@ -66,15 +67,17 @@ def save_model(
     Raises:
         OSError: the disk refuses.
         TypeError: JSON cannot hold the document.
+        Diverged: a weight is NaN or infinite.
     """
     folder = Path(folder)
     json.dumps(document)  # before anything is written
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    require_finite(tensors, str(folder / weights))
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / weights, folder / config
     for path in paths:
         for stale in siblings(path):  # left by a kill
             stale.unlink(missing_ok=True)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     data = safetensors.torch.save(tensors)
     text = json.dumps({**document, HASH: hashlib.sha256(data).hexdigest()}, indent=2) + "\n"
     write_together({paths[0]: data, paths[1]: text.encode()})
@@ -95,8 +98,8 @@ def load_model(
         form: what the document's "format" must be.
 
     Raises:
-        InputError: a file is missing or torn, of another format, or the two were not saved
-            together.
+        InputError: a file is missing or torn, of another format, the two were not saved
+            together, or a weight is NaN or infinite.
     """
     for name in (weights, config):
         if not (folder / name).is_file():
@@ -124,6 +127,7 @@ def load_model(
             f"{str(meta[UNFINISHED])[:80]}: go on with its --resume",
             stacklevel=3,
         )
+    require_loaded_finite(tensors, folder / weights)
     return document, tensors
 
 

@@ -11,6 +11,7 @@ actor does the same. Then the critic learns from it (`critic_pretrain_steps`):
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ from offline.critics.td import TDCritic
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch, shifted
 from offline.data.transitions import Transitions
-from offline.errors import InputError
+from offline.errors import Diverged
 from offline.learning.agent import Agent
 
 Log = Callable[[int, dict[str, float]], None]
@@ -64,7 +65,7 @@ def pretrain(
         device: where the agent learns.
 
     Raises:
-        InputError: training diverged.
+        Diverged: a mean loss is not finite.
     """
     phases: list[tuple[int, Callable[[Generator], dict[str, Tensor]]]] = []
     draw = Generator().manual_seed(config.seed + 20)
@@ -94,9 +95,10 @@ def pretrain(
             count, step = count + 1, step + 1
             if count == 100:
                 means = {f"pretrain/{key}": float(total) / count for key, total in sums.items()}
-                if any(number != number for number in means.values()):
-                    raise InputError(
-                        f"pretraining diverged at step {step}: try a smaller --lr or --base-lr"
+                if wrong := [key for key, number in means.items() if not math.isfinite(number)]:
+                    raise Diverged(
+                        f"pretraining diverged at step {step}: {wrong[0]} is NaN or infinite. "
+                        "Lower --lr or --base-lr"
                     )
                 if log:
                     log(step, means)

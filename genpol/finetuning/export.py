@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from offline.files import disk_errors, sync_path
+from offline.finite import require_finite
 
 if TYPE_CHECKING:
     from diffusion.pipelines import ImagePolicy
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 def save_weights(policy: ImagePolicy, output: Path) -> Path:
     """Write `output/lora` (or `output/unet`): file by file, beside and renamed. Returns the folder.
 
-    Raises InputError when the disk refuses; files already there stay as they were.
+    Raises InputError when the disk refuses, and Diverged when a weight is NaN or infinite; files
+    already there stay as they were.
     """
     target = output / ("lora" if policy.train == "lora" else "unet")
+    require_finite({name: p.detach() for name, p in policy.trainable().items()}, str(target))
     remedy = "The weights already there are intact: free some space, then continue with --resume"
     with disk_errors(f"cannot save {target}", remedy):
         target.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,11 @@ from torch import Tensor
 
 from offline.errors import InputError
 from offline.files import disk_errors, sync_path
+from offline.finite import not_finite, require_finite
 
+# Parts of the names of tensors that are no weights, and may say NaN for what is not known, or
+# infinity for no limit.
+_DATA = {"replay", "ring", "obs", "running", "reward_range"}
 _NAME = re.compile(r"step-(\d+)(\.old)?")
 
 
@@ -43,9 +47,11 @@ def save(
 
     Raises:
         InputError: the disk refuses; says which checkpoint is intact. Nothing half-written stays.
+        Diverged: a weight is NaN or infinite.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the new checkpoint has to stay")
+    require_finite(_weights(tensors), f"the checkpoint of step {step}")
     intact = next((path.name for _, path in _newest_first(folder)), None)
     remedy = (
         f"{folder / intact} is intact" if intact else "No earlier checkpoint exists"
@@ -91,7 +97,10 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     for step, path in candidates:
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
-            return step, load_file(path / "state.safetensors"), state
+            tensors = load_file(path / "state.safetensors")
+            if (name := not_finite(_weights(tensors))) is not None:  # of an earlier version
+                raise ValueError(f"{name} has NaN or infinite values")
+            return step, tensors, state
         except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             print(f"warning: cannot read checkpoint {path}, skipped: {reason}", file=sys.stderr)
@@ -101,6 +110,11 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
             "changed or copied in part? Restore them, or start again with another --output"
         )
     return None
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that must be finite."""
+    return {name: value for name, value in tensors.items() if _DATA.isdisjoint(name.split("/"))}
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:

@@ -24,8 +24,9 @@ from genpol.runs.run import Run
 from genpol.runs.state_tree import flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
-from offline.errors import InputError
+from offline.errors import Diverged, InputError
 from offline.files import disk_errors
+from offline.finite import LOWER, not_finite
 from offline.learning.loop import Loop
 from offline.learning.snapshot import LoopSnapshot
 
@@ -97,6 +98,9 @@ class Session:
             return
         step, tensors, document = found
         state = unflatten(tensors, document)
+        keep_rates(state["loop"]["agent"], self.loop.agent.state_dict())  # --lr may be another
+        if self.loop.imagination is not None:
+            keep_rates(state["loop"]["imagination"], self.loop.imagination.state_dict())
         differing = self.loop.restore(LoopSnapshot.of(state["loop"]))
         if differing:
             self.say(
@@ -189,6 +193,7 @@ class Session:
 
     def evaluate(self, stop: Stop) -> bool:
         """Evaluate and diagnose at the present step; False if stopped, to be done again."""
+        self.check()
         step, agent = self.loop.progress, self.loop.agent
         film = self.videos if step == 0 or step >= self.total else 0
         done = 0
@@ -230,8 +235,40 @@ class Session:
         with undisturbed(loop.agent.networks(), loop.agent.generators()):
             return diagnose(loop.agent, loop.replay, loop.mixture, loop.progress)
 
+    def check(self) -> None:
+        """Check all weights, averages and optimisers, of the agent and of a world model.
+
+        Raises:
+            Diverged: names the network.
+        """
+        if parts := self.diverged():
+            raise Diverged(
+                f"training diverged by step {self.loop.progress}: there are NaN or infinite values "
+                f"in the weights or optimisers of {', '.join(parts)}. {LOWER}"
+            )
+
+    def diverged(self) -> list[str]:
+        """The parts of the agent, and the world model, that are not finite any more."""
+        imagination = self.loop.imagination
+        parts = dict(self.loop.agent.state_dict())
+        if imagination is not None:
+            parts["world model"] = imagination.state_dict().get("parts", {})
+        found = []
+        for name, part in parts.items():
+            tensors, _ = flatten(part)
+            tensors = {k: v for k, v in tensors.items() if not k.endswith("reward_range")}
+            if not_finite(tensors) is not None:
+                found.append(name)
+        return found
+
     def save(self) -> None:
-        """Write a checkpoint, and what a user deploys."""
+        """Write a checkpoint, and what a user deploys.
+
+        Raises:
+            Diverged: there are weights that are not finite; what was saved before stays.
+            InputError: the disk refuses.
+        """
+        self.check()
         step = self.loop.progress
         state = {
             "loop": self.loop.snapshot().tree(),
@@ -264,7 +301,12 @@ class Session:
     # -- telling
 
     def note(self, error: InputError) -> InputError:
-        """The same error, which also says what is left of the run."""
+        """The same error, which also says what is left of the run. If networks have diverged, they
+        are the cause of whatever it is."""
+        try:
+            self.check()
+        except Diverged as cause:
+            error = cause
         left = "no checkpoint had been written yet"
         if self.saved >= 0:
             kept = f"the checkpoint of step {self.saved} is kept"
@@ -291,6 +333,17 @@ class Session:
             print(text)
         else:
             self.bar.write(text)
+
+
+def keep_rates(stored: Any, own: Any) -> None:
+    """Give the optimisers of a stored state tree the learning rates of `own`, a tree like it."""
+    if isinstance(stored, Mapping) and isinstance(own, Mapping):
+        for group, mine in zip(
+            stored.get("param_groups", ()), own.get("param_groups", ()), strict=False
+        ):
+            group["lr"] = mine["lr"]
+        for key in stored.keys() & own.keys():
+            keep_rates(stored[key], own[key])
 
 
 def _crossed(before: int, step: int, every: int) -> bool:

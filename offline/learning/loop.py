@@ -10,6 +10,7 @@ what the agent is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -21,7 +22,8 @@ from offline.data.batch import Batch, shifted
 from offline.data.mixture import Mixture
 from offline.data.replay import Replay, ReplaySnapshot
 from offline.data.returns import online_reward
-from offline.errors import InputError
+from offline.errors import Diverged
+from offline.finite import LOWER, total
 from offline.learning.agent import Agent
 from offline.learning.config import RLConfig
 from offline.learning.running_episodes import Running, VectorEnv, copied, differing, play_again
@@ -100,7 +102,7 @@ class Loop:
             stop: asked at every step.
 
         Raises:
-            InputError: training diverged, or the policy's actions are not finite.
+            Diverged: a loss or the policy's actions are not finite.
         """
         if not self._running:
             self._begin()
@@ -109,6 +111,7 @@ class Loop:
             before = self.step
             self._interact()
             self._update(count)
+            self._require_finite()
             if log and self.step // every > before // every:
                 log(self.progress, self._take_metrics())
 
@@ -121,12 +124,14 @@ class Loop:
             stop: asked before every update.
 
         Raises:
-            InputError: there is nothing to learn from, or training diverged.
+            InputError: there is nothing to learn from.
+            Diverged: a loss is not finite.
         """
         while self.learnt < until and not (stop and stop()):
             self._imagine()
             self._add(self.agent.update_policy(self._update_critic(), self._learn))
             self.learnt += 1
+            self._require_finite()
             if log and self.learnt % self.config.log_every == 0:
                 log(self.learnt, self._take_metrics())
 
@@ -194,7 +199,10 @@ class Loop:
             act = policy.sample(obs, 1, self._act)[:, 0]
             policy.commit(act)
         if not torch.isfinite(act).all():
-            raise InputError("the policy gave NaN or infinite actions: did training diverge?")
+            raise Diverged(
+                f"the policy gave NaN or infinite actions at step {self.progress}, so training has "
+                f"diverged. {LOWER}"
+            )
         raw = spec.clip(spec.unnormalize(act.float().cpu())).numpy()
         for row, chunk in zip(rows, raw, strict=True):
             self._running[row].queue.extend(chunk)
@@ -249,15 +257,19 @@ class Loop:
             total, count = self._sums.get(key, (0.0, 0))
             self._sums[key] = (total + number.detach(), count + 1)
 
+    def _require_finite(self) -> None:
+        """Raise Diverged where a loss or another metric of the latest updates is not finite."""
+        if math.isfinite(total(value for value, _ in self._sums.values())):
+            return
+        wrong = next(key for key, (value, _) in self._sums.items() if not math.isfinite(value))
+        raise Diverged(
+            f"training diverged at step {self.progress}: {wrong} of the {wrong.partition('/')[0]} "
+            f"is NaN or infinite. {LOWER}"
+        )
+
     def _take_metrics(self) -> dict[str, float]:
         """Means since the last call, and the newest of the imagination's numbers."""
         metrics = {key: float(total) / count for key, (total, count) in self._sums.items()}
-        wrong = [key for key, value in metrics.items() if not np.isfinite(value)]
-        if wrong:
-            raise InputError(
-                f"training diverged before step {self.step} ({wrong[0]} is not finite): try a "
-                "smaller --lr or --utd"
-            )
         if self._ended:
             returns, successes, lengths = zip(*self._ended, strict=True)
             metrics["train/return"] = float(np.mean(returns))

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from offline.errors import InputError
+from offline.errors import Diverged
 from offline.models.dynamics import Dynamics, Outputs
 from offline.models.held_out import split_rows
 from offline.models.world_model import Steps
@@ -117,7 +117,8 @@ class ModelTraining:
             Metrics, see the top of the file.
 
         Raises:
-            InputError: too few steps to hold one out, or training diverged.
+            InputError: too few steps to hold one out.
+            Diverged: a loss on held-out steps is not finite.
         """
         model, config = self.model, self.config
         keys = torch.arange(len(steps)) if keys is None else keys
@@ -220,9 +221,9 @@ class ModelTraining:
             total += self._losses(out, part).sum(1)
         loss = total / len(held)
         if not torch.isfinite(loss).all():
-            raise InputError(
-                "expected finite losses of the world model, received some that are not: training "
-                "diverged or the data is not finite; try a smaller --model-lr"
+            raise Diverged(
+                "the world model diverged: its losses on held-out data are NaN or infinite. Lower "
+                "--model-lr, or look for such numbers in the data"
             )
         return loss
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from offline.errors import InputError, did_you_mean
+from offline.finite import require_loaded_finite
 from offline.spec import ActionSpec
 from offline.types import Policy
 
@@ -60,7 +62,11 @@ def load_black_box(
         path = _existing(rest, "robomimic", file=True)
         from robots.policies.robomimic import RobomimicPolicy
 
-        return RobomimicPolicy.load(path, trust=trust, env_spec=env_spec, action_chunk=action_chunk)
+        policy = RobomimicPolicy.load(
+            path, trust=trust, env_spec=env_spec, action_chunk=action_chunk
+        )
+        _require_finite(policy.algo.nets, text)
+        return policy
     if prefix in ("octo", "lerobot"):
         folder, options = parse_options(rest)
         if not folder.startswith("hf://"):  # their own loaders download these
@@ -68,13 +74,15 @@ def load_black_box(
         if prefix == "lerobot":
             from robots.policies.lerobot import LeRobotPolicy
 
-            return LeRobotPolicy.load(
+            loaded = LeRobotPolicy.load(
                 folder.removeprefix("hf://"),
                 env_spec=env_spec,
                 action_chunk=action_chunk,
                 language=language,
                 options=options,
             )
+            _require_finite(loaded.policy, text)
+            return loaded
         try:
             from robots.policies.octo import load_octo
         except ImportError as error:
@@ -95,6 +103,16 @@ def load_black_box(
             raise
     hint = _prefix_hint(prefix) or f" A policy is a folder or {FORMS}."
     raise InputError(f'"{text}" names no policy.{hint}')
+
+
+def _require_finite(network: Any, text: str) -> None:
+    """Check what is learnt; statistics beside it may be infinite where a library leaves them out.
+
+    Raises:
+        InputError: a weight is NaN or infinite.
+    """
+    if (parameters := getattr(network, "named_parameters", None)) is not None:
+        require_loaded_finite({name: value.detach() for name, value in parameters()}, text)
 
 
 def parse_options(text: str) -> tuple[str, dict[str, str]]:

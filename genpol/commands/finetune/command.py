@@ -142,6 +142,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     from genpol.finetuning.session import Session
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
+    from offline.errors import Diverged
 
     tuner, identity = build(config, given)
     for key, value in identity.items():
@@ -160,8 +161,9 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
         ) as run_folder,
         InterruptGuard() as guard,
     ):
-        if stored and stored["epochs"] != config.epochs:  # a later bare --resume goes on to here
-            run_folder.amend({"epochs": config.epochs})
+        changed = {k: document[k] for k in RESUMABLE if stored and stored.get(k) != document[k]}
+        if changed:  # a later bare --resume goes on with these
+            run_folder.amend(changed)
         session = Session(
             tuner,
             run_folder,
@@ -182,15 +184,15 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             while tuner.epoch < config.epochs and not guard.stop:
                 try:
                     metrics = tuner.run_epoch(lambda: guard.stop)
+                    bar.update()
+                    bar.set_postfix(
+                        reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
+                    )
+                    session.after_epoch(metrics)
                 except Stopped:
                     break
-                except InputError as error:
+                except (InputError, Diverged) as error:
                     raise type(error)(f"{error} [{session.checkpoint_note()}]") from error
-                bar.update()
-                bar.set_postfix(
-                    reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
-                )
-                session.after_epoch(metrics)
         if done := tuner.epoch >= config.epochs:
             summary = session.finish()
         else:

@@ -9,7 +9,8 @@ from typing import Literal
 from diffusion.config import TINY, FinetuneConfig, recommended_texts
 from offline.ranges import Count, Decay
 
-RESUMABLE = ("epochs", "wandb", "device")  # what a resumed run may go on with differently
+# What a resumed run may go on with differently; the last three keep it from diverging again.
+RESUMABLE = ("epochs", "wandb", "device", "learning_rate", "max_grad_norm", "autocast")
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
@@ -71,7 +72,8 @@ class Finetune(FinetuneConfig):
     output: Path = Path("runs/finetune")
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None
-    """Run folder to go on with, bit for bit. --epochs may be raised. Default: a new run."""
+    """Run folder to go on with, bit for bit. --epochs may be raised. --learning-rate,
+    --max-grad-norm and --autocast may be others, where the run diverged. Default: a new run."""
     checkpoint_every: Count = 5
     """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2

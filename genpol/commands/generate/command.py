@@ -127,12 +127,14 @@ def read_prompts(config: Generate) -> list[str]:
 def load_unet(folder: str, like: Any) -> Any:
     """A UNet saved by --train full, in the dtype of the one it replaces."""
     from diffusion.errors import InputError
+    from diffusion.pipelines import require_finite
 
     try:
         unet = type(like).from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
     except Exception as error:  # a torn file and a missing one raise different kinds
         reason = " ".join(str(error).split())[:160]
         raise InputError(f'cannot load a UNet from "{folder}": {reason}') from error
+    require_finite(unet, folder)
     return unet.eval()
 
 

@@ -15,6 +15,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
 # What a run may go on with differently; everything else would make it another run.
 CHANGEABLE = (
     "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "trust",
+    "lr", "base_lr", "model_lr", "utd",  # which keep a run that diverged from doing so again
 )  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -93,7 +94,8 @@ class Train(TrainConfig):
     output: Path = Path("runs/train")
     """Run folder. The policy is left in its policy/ and the critic in its value/."""
     resume: Path | None = None
-    """Run folder to go on with, bit for bit. --steps may be raised. Default: a new run."""
+    """Run folder to go on with, bit for bit. --steps may be raised. --lr, --base-lr, --model-lr and
+    --utd may be others, where the run diverged. Default: a new run."""
     wandb: Literal["online", "offline", "disabled"] | None = None
     """Where wandb logs. Default: online when logged in, else offline."""
 

@@ -313,7 +313,7 @@ def test_units_follow_the_data():
 def test_divergence_is_said():
     steps = pendulum(300)
     steps.next_state[5] = float("nan")
-    with pytest.raises(InputError, match="try a smaller --model-lr"):
+    with pytest.raises(InputError, match="Lower --model-lr"):
         make().fit(steps, generator())
 
 
