@@ -39,6 +39,7 @@ COMMON: dict[str, Any] = {
     "rollout_lengths": (5, 5),
     "rollouts_per_step": 2,
     "model_every": 1_000,
+    "imagined_capacity": 100_000,  # every training; as when the rows were measured
     "imagined_fraction": 0.95,
     "offline_fraction": 0.05,
     "offline_updates": 6_000,

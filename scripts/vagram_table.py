@@ -44,6 +44,7 @@ COMMON: dict[str, Any] = {
     "model_every": 500,
     "model_updates": 400,
     "rollouts_per_step": 40,
+    "imagined_capacity": 100_000,  # five trainings of the model; as when the rows were measured
     "eval_every": 500,
     "eval_episodes": 10,
     "vagram_warmup": 1_000,

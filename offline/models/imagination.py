@@ -11,6 +11,9 @@ chunk of H actions, each a step of the model,
 and where the model predicts that step k terminates, R stops at r_k, the discount is 0 and the
 branch ends.
 
+Every branch of the newest trainings of the model is kept whole, and older ones are forgotten. MBPO
+sizes its pool so, and resizes it as branches grow. A fixed capacity counts transitions instead.
+
 Shape legend: N branches, D state dimensions, H action chunk, A action dimension.
 """
 
@@ -115,6 +118,7 @@ class Imagination:
         self.parts, self.rows_at_once = dict(parts or {}), rows_at_once
         spec = policy.spec
         self._ring = ImaginedRing(config.imagined_capacity, model.layout, spec.chunk, spec.dim)
+        self._kept: list[int] = []  # transitions of each training that is kept, the newest last
         self._generator = Generator().manual_seed(seed)
         self._due = 0  # the step from which on it is time to imagine again
 
@@ -145,7 +149,7 @@ class Imagination:
         )
 
     def imagine(self, branches: int, length: int) -> dict[str, float]:
-        """Add branches of so many decisions from real states.
+        """Add branches of so many decisions from real states, as those of a training of the model.
 
         Returns:
             imagined/length: decisions of a branch that nothing ends; imagined/terminated: share
@@ -157,6 +161,8 @@ class Imagination:
         """
         starts = self.model.layout.flat(self.real.sample(branches, self._generator).obs)
         ended, decisions, total = 0, 0, 0.0
+        if self.config.imagined_capacity is None:
+            self._forget(branches * length)
         for state in starts.split(self.rows_at_once):
             for _ in range(length):
                 act = self._decide(state)
@@ -168,12 +174,20 @@ class Imagination:
                 ended += len(act) - len(state)
                 if not len(state):
                     break
+        if self.config.imagined_capacity is None:
+            self._kept.append(decisions)
         return {
             "imagined/length": float(length),
             "imagined/terminated": ended / branches,
             "imagined/reward": total / decisions,
             "imagined/held": float(len(self)),
         }
+
+    def _forget(self, room: int) -> None:
+        """Forget all trainings but the newest `imagined_keep` - 1; make room for one more."""
+        earlier = self.config.imagined_keep - 1
+        self._kept = self._kept[-earlier:] if earlier else []
+        self._ring.resize(sum(self._kept), room)
 
     @torch.no_grad()
     def _decide(self, state: Tensor) -> Tensor:
@@ -192,6 +206,7 @@ class Imagination:
         """Everything that `advance` and `sample` go on from, `parts` included."""
         return {
             "ring": self._ring.state_dict(),
+            "kept": list(self._kept),
             "generator": self._generator.get_state(),
             "due": self._due,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
@@ -204,6 +219,7 @@ class Imagination:
             InputError: it was saved with other settings.
         """
         self._ring.load_state_dict(state["ring"])
+        self._kept = list(state.get("kept", ()))  # older states are of a fixed capacity
         self._generator.set_state(state["generator"])
         self._due = state["due"]
         for name, part in self.parts.items():
@@ -211,32 +227,52 @@ class Imagination:
 
 
 class ImaginedRing:
-    """The newest `capacity` transitions, each equally likely to be drawn.
+    """The newest transitions, each equally likely to be drawn.
 
     No one knows how an imagined episode goes on, so `mc_return` and `success` are NaN, and nothing
     may be cached by `key`, which is `IMAGINED`.
 
     Args:
-        capacity: transitions kept; the oldest are overwritten.
+        capacity: transitions kept; the oldest are overwritten. None is as many as `resize` says.
         layout: of the flat states.
         chunk: H.
         action_dim: A.
     """
 
-    def __init__(self, capacity: int, layout: StateLayout, chunk: int, action_dim: int) -> None:
-        self.capacity, self.layout = capacity, layout
-        # Zeros take no memory until they are written.
-        self._rows = {
-            "state": torch.zeros(capacity, layout.dim),
-            "act": torch.zeros(capacity, chunk, action_dim),
-            "reward": torch.zeros(capacity),
-            "next_state": torch.zeros(capacity, layout.dim),
-            "discount": torch.zeros(capacity),
+    def __init__(
+        self, capacity: int | None, layout: StateLayout, chunk: int, action_dim: int
+    ) -> None:
+        self.fixed, self.layout = capacity, layout
+        self._shapes: dict[str, tuple[int, ...]] = {
+            "state": (layout.dim,),
+            "act": (chunk, action_dim),
+            "reward": (),
+            "next_state": (layout.dim,),
+            "discount": (),
         }
+        self._rows = self._room(capacity or 0)
         self._head = self._count = 0
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that fit."""
+        return len(self._rows["reward"])
 
     def __len__(self) -> int:
         return self._count
+
+    def resize(self, newest: int, room: int) -> None:
+        """Forget all but the `newest` transitions, and have room for so many more."""
+        rows = self._room(newest + room)
+        if newest:
+            slots = torch.arange(self._head - newest, self._head) % self.capacity
+            for name, values in rows.items():
+                values[:newest] = self._rows[name][slots]
+        self._rows, self._count, self._head = rows, newest, newest
+
+    def _room(self, capacity: int) -> dict[str, Tensor]:
+        # Zeros take no memory until they are written.
+        return {name: torch.zeros(capacity, *shape) for name, shape in self._shapes.items()}
 
     def add(
         self, state: Tensor, act: Tensor, reward: Tensor, next_state: Tensor, discount: Tensor
@@ -281,6 +317,7 @@ class ImaginedRing:
             "settings": self._settings(),
             "rows": {name: values[: self._count] for name, values in self._rows.items()},
             "head": self._head,
+            "capacity": self.capacity,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,13 +332,15 @@ class ImaginedRing:
                     f"what was imagined was saved with {name} {saved}, this run has {here}: resume "
                     "with the settings of the run that saved it"
                 )
+        if self.fixed is None:
+            self.resize(0, state["capacity"])
         for name, values in state["rows"].items():
             self._rows[name][: len(values)] = values
         self._count, self._head = len(state["rows"]["reward"]), state["head"]
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "imagined_capacity": self.capacity,
-            "action_chunk": list(self._rows["act"].shape[1:]),
+            "imagined_capacity": self.fixed,
+            "action_chunk": list(self._shapes["act"]),
             "observations": dict(self.layout.sizes),
         }

@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "imagined_fraction", "ensemble", "elites", "model_hidden", "model_dtype", "model_lr",
         "model_weight_decay", "model_batch_size", "model_every", "model_updates",
         "model_patience", "model_holdout", "known", "rollout_lengths", "rollout_schedule",
-        "rollouts_per_step", "imagined_capacity", "vagram_clip", "vagram_warmup",
+        "rollouts_per_step", "imagined_keep", "imagined_capacity", "vagram_clip", "vagram_warmup",
     ),
     "bounds on values": (
         "lipschitz", "lipschitz_bound", "lipschitz_weight", "lipschitz_radius",

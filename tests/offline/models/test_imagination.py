@@ -79,7 +79,7 @@ class Real:
 
 
 def config(**rest):
-    settings = {"model_every": 10, "rollouts_per_step": 2, "imagined_capacity": 1_000}
+    settings = {"model_every": 10, "rollouts_per_step": 2, "imagined_keep": 10}
     return WorldModelConfig(**(settings | rest))
 
 
@@ -190,6 +190,71 @@ def test_the_length_follows_its_schedule():
     assert len(source) == 20 * sum(lengths)
 
 
+# -- how much is kept
+
+
+def decisions_in(source):
+    """Which decision of its branch each transition is: by 2 a decision from 0, chunks of 2."""
+    return (held(source)["state"] / 2).int()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("length", [1, 15])
+def test_every_decision_of_a_branch_can_be_drawn_alike(length, keep):
+    """The published sizes: 40 branches a step, a training every 250 steps."""
+    source = imagination(
+        settings={
+            "model_every": 250,
+            "rollouts_per_step": 40,
+            "rollout_lengths": (length, length),
+            "imagined_keep": keep,
+        }
+    )
+    for training in range(1, 4):
+        source.advance(250 * training)
+        rows = min(training, keep) * 10_000
+        assert decisions_in(source).bincount().tolist() == [rows] * length
+    drawn = source.sample(30_000, Generator().manual_seed(0)).obs["state"][:, 0] / 2
+    shares = drawn.int().bincount(minlength=length) / 30_000
+    torch.testing.assert_close(shares, torch.full((length,), 1 / length), atol=0.006, rtol=0)
+
+
+def test_a_longer_schedule_makes_room_and_keeps_the_newest_trainings_whole():
+    """Of each training 20 branches, 1 to 4 decisions long; those of two trainings are kept."""
+    source = imagination(
+        settings={"rollout_lengths": (1, 4), "rollout_schedule": (0, 30), "imagined_keep": 2}
+    )
+    found = []
+    for step in range(0, 60, 10):
+        source.real.states = torch.tensor([100.0 * step])  # says which training
+        source.advance(step)
+        state = held(source)["state"]
+        found.append([int((state // 1000 == k).sum()) for k in range(6)])
+    assert found == [
+        [20, 0, 0, 0, 0, 0],
+        [20, 40, 0, 0, 0, 0],
+        [0, 40, 60, 0, 0, 0],
+        [0, 0, 60, 80, 0, 0],
+        [0, 0, 0, 80, 80, 0],
+        [0, 0, 0, 0, 80, 80],
+    ]
+
+
+def test_branches_that_end_leave_no_room_to_older_trainings():
+    """Bound 4: the second decision terminates. What is held is the newest training alone."""
+    source = imagination(Linear(bound=4), settings={"rollout_lengths": (9, 9), "imagined_keep": 1})
+    for step in (0, 10, 20):
+        metrics = source.advance(step)
+        assert decisions_in(source).bincount().tolist() == [20, 20]
+        assert metrics["imagined/held"] == 40
+
+
+def test_a_fixed_capacity_counts_transitions():
+    source = imagination(settings={"rollout_lengths": (4, 4), "imagined_capacity": 50})
+    source.advance(0)
+    assert decisions_in(source).bincount().tolist() == [0, 10, 20, 20]  # 80, less the first 30
+
+
 def test_its_share_of_a_batch():
     real, source = Real(-1.0), imagination()
     mixture = Mixture(
@@ -223,8 +288,16 @@ class Weight:
         self.value = state["value"].clone()
 
 
+SIZES = [
+    {"imagined_capacity": 37},
+    {"imagined_keep": 1},
+    {"imagined_keep": 3, "rollout_lengths": (1, 4), "rollout_schedule": (10, 70)},
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("at", [0, 14, 60])
-def test_it_goes_on_bit_for_bit(at):
+def test_it_goes_on_bit_for_bit(at, size):
     def make():
         weight = Weight()
 
@@ -238,7 +311,7 @@ def test_it_goes_on_bit_for_bit(at):
             Real(*torch.linspace(-1, 1, 50).tolist()),
             fit=fit,
             parts={"weight": weight},
-            settings={"imagined_capacity": 37, "rollout_lengths": (3, 3)},
+            settings={"rollout_lengths": (3, 3)} | size,
         )
 
     whole, first, resumed = make(), make(), make()
@@ -257,9 +330,12 @@ def test_it_goes_on_bit_for_bit(at):
 
 
 def test_a_state_of_other_settings_is_refused():
-    saved = imagination().state_dict()
+    saved = imagination(settings={"imagined_capacity": 1000}).state_dict()
     with pytest.raises(InputError, match="imagined_capacity 1000, this run has 5"):
         imagination(settings={"imagined_capacity": 5}).load_state_dict(saved)
+    with pytest.raises(InputError, match="imagined_capacity 1000, this run has None"):
+        imagination().load_state_dict(saved)
+    saved = imagination().state_dict()
     with pytest.raises(InputError, match=r"action_chunk \[2, 1\], this run has \[3, 1\]"):
         imagination(policy=Constant((0.0, 0.0, 0.0))).load_state_dict(saved)
 
