@@ -58,6 +58,19 @@ class HasGenerators(Protocol):
         """All of them. An evaluation in the midst of training puts them back as they were."""
 
 
+def clips(policy: object) -> bool:
+    """Whether a policy's actions are clipped to its spec's bounds before they are executed. All
+    are, but for one whose attribute `clips` is False: it is executed as it decided."""
+    return getattr(policy, "clips", True)
+
+
+def executed(policy: Policy, act: Tensor) -> Tensor:
+    """What an environment is handed of actions (..., A), normalised by the policy's spec: float32
+    on the CPU, in the environment's units."""
+    raw = policy.spec.unnormalize(act.detach().float().cpu())
+    return policy.spec.clip(raw) if clips(policy) else raw
+
+
 class OnDevice(Protocol):
     """A tensor, or tensors that lie on one device."""
 

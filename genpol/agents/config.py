@@ -64,7 +64,8 @@ class TrainConfig(RLConfig, WorldModelConfig):
     edit_scale_lr: Positive = 1e-4
     """Learning rate of beta, with --adaptive-edit-scale."""
     clip_edits: bool = True
-    """Clip edited actions to [-1, 1]. The released code does not clip them."""
+    """Clip edited actions to [-1, 1]. The released code does not: edits are then scored, stored and
+    handed to the environment beyond these bounds."""
     backup: Literal["plain", "fresh", "decoupled"] = "plain"
     """Critic heads that value the next action in a target: those that chose it (plain), another
     draw of heads as in the released code (fresh), or heads that had no part in the choice
@@ -72,6 +73,8 @@ class TrainConfig(RLConfig, WorldModelConfig):
     entropy_backup: bool = False
     """Subtract the edit's entropy term in the target, as in the paper. The released code does
     not."""
+    edit_layer_norm: bool = True
+    """Normalise the hidden layers of the edit policy (LayerNorm). The released code has none."""
     edit_entropy: Literal["unscaled", "released"] = "unscaled"
     """Entropy that the temperature holds at its target: of the edit before it is scaled by beta
     (unscaled), or after (released)."""
@@ -128,6 +131,8 @@ FAITHFUL: dict[str, Any] = {
     "num_candidates": 8,
     "edits": 1,
     "clip_edits": False,
+    "edit_layer_norm": False,
+    "actor_layer_norm": False,
     "backup": "fresh",
     "edit_entropy": "released",
     "init_temperature": 1.0,

@@ -47,6 +47,7 @@ def save_edit(policy: EditPolicy, folder: Path, *, candidates: int, edits: int) 
         "action": policy.dim,
         "hidden": list(policy.hidden),
         "clip": policy.clip,
+        "layer_norm": policy.move.layer_norm,
         "candidates": candidates,
         "edits": edits,
     }
@@ -67,6 +68,7 @@ def load_edit(folder: Path, *, device: str = "cpu") -> tuple[EditPolicy, dict[st
             tuple(document["hidden"]),
             scale=1.0,
             clip=document["clip"],
+            layer_norm=document.get("layer_norm", True),  # which older ones all have
         )
         policy.load_state_dict(weights)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -128,4 +130,12 @@ def load_expo(
     critic = Subset(value, value.ensemble, Generator().manual_seed(0))
     editor = Editor(policy, document["edits"])
     with torch.no_grad():
-        return Steered(base, critic, document["candidates"], argmax(), edit=editor, check=False)
+        return Steered(
+            base,
+            critic,
+            document["candidates"],
+            argmax(),
+            edit=editor,
+            clip=policy.clip,
+            check=False,
+        )

@@ -102,7 +102,12 @@ class DSRL(AgentOfParts):
         self.noise_critic = NoiseCritic(value, noise, lr=config.lr)
         target_entropy = 0.0 if config.target_entropy is None else config.target_entropy
         self.learner = ActorLearner(
-            TanhGaussian(value.encoder.dim, noise.chunk * noise.dim, config.hidden).to(device),
+            TanhGaussian(
+                value.encoder.dim,
+                noise.chunk * noise.dim,
+                config.hidden,
+                layer_norm=config.actor_layer_norm,
+            ).to(device),
             Temperature(config.init_temperature, target_entropy, config.lr, device),
             lr=config.lr,
             pool=pool,

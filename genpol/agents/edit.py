@@ -37,15 +37,23 @@ class EditPolicy(nn.Module):
         hidden: units of each hidden layer.
         scale: beta.
         clip: clip edited actions to [-1, 1].
+        layer_norm: of the hidden layers.
     """
 
     log_scale: Tensor
 
     def __init__(
-        self, features: int, action: int, hidden: tuple[int, ...], *, scale: float, clip: bool
+        self,
+        features: int,
+        action: int,
+        hidden: tuple[int, ...],
+        *,
+        scale: float,
+        clip: bool,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.move = TanhGaussian(features + action, action, hidden)
+        self.move = TanhGaussian(features + action, action, hidden, layer_norm=layer_norm)
         self.register_buffer("log_scale", torch.tensor(math.log(scale)))
         self.features, self.dim, self.hidden, self.clip = features, action, hidden, clip
 

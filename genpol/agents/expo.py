@@ -96,7 +96,8 @@ class EXPO(AgentOfParts):
     ) -> Steered[Encoded]:
         edit = None if self.edit is None else Editor(self.edit.policy, self.config.edits)
         count = count or self.config.num_candidates
-        return Steered(base, critic, count, select, edit=edit, check=False)
+        clip = edit is None or self.config.clip_edits
+        return Steered(base, critic, count, select, edit=edit, clip=clip, check=False)
 
     # -- learning
 
@@ -238,6 +239,7 @@ def _edit_learner(value: ValueFunction, config: TrainConfig) -> EditLearner:
         config.hidden,
         scale=config.edit_scale,
         clip=config.clip_edits,
+        layer_norm=config.edit_layer_norm,
     ).to(next(value.parameters()).device)
     return EditLearner(
         policy,

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from genpol.reports.videos import Recording
 from offline.errors import InputError
-from offline.types import HasMode, Obs, Policy
+from offline.types import HasMode, Obs, Policy, executed
 
 MakeEnv = Callable[[], Any]  # -> gymnasium.Env with Dict observations, see robots/envs/make.py
 
@@ -186,10 +186,10 @@ def _in_env_units(policy: Policy, act: Tensor, rows: int) -> np.ndarray:
             f"expected actions (B={rows}, H, A={policy.spec.dim}) from the policy, received "
             f"{tuple(act.shape)}"
         )
-    raw = policy.spec.unnormalize(act.detach().float().cpu())
+    raw = executed(policy, act)
     if not torch.isfinite(raw).all():
         raise InputError("the policy gave NaN or infinite actions: are its weights intact?")
-    return policy.spec.clip(raw).numpy()
+    return raw.numpy()
 
 
 def _shown(policy: Policy, decision: Any, position: int) -> dict[str, np.ndarray]:

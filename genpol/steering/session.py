@@ -15,7 +15,7 @@ from genpol.steering.paired_episodes import MakeEnv, Mode, Rollouts, run_episode
 from genpol.steering.result import TITLES, ArmResult, SteerResult
 from genpol.steering.select import Select, argmax, keep_if_better, random_choice, softmax
 from genpol.steering.steered import Steered
-from offline.types import Critic, Obs, Policy
+from offline.types import Critic, Obs, Policy, executed
 
 
 @dataclass
@@ -128,11 +128,11 @@ def latencies(
 
     def base(obs: Obs) -> None:
         act = arms.policy.sample(obs, 1, generator)[:, 0, :chunk]
-        arms.policy.spec.clip(arms.policy.spec.unnormalize(act)).numpy()
+        executed(arms.policy, act).numpy()
 
     def with_value(obs: Obs) -> None:
         act = steered.decide(obs, generator).action
-        steered.spec.clip(steered.spec.unnormalize(act)).numpy()
+        executed(steered, act).numpy()
 
     arms.policy.reset()
     for _ in range(warm_up):

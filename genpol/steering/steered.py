@@ -24,7 +24,7 @@ from genpol.steering.deadline import LatencyMeter, Pace
 from genpol.steering.diversity import WATCHED, DiversityCheck, spread
 from genpol.steering.select import Select
 from offline.errors import InputError
-from offline.types import Critic, Features, Obs, Policy
+from offline.types import Critic, Features, Obs, Policy, clips
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Steered(Generic[Features]):
             units of the value); None never does. See `genpol.steering.tuning`.
         deadline: seconds for a decision. K then depends on how fast the machine is, so results
             do too; `num_candidates` is the most.
+        clip: clip all candidates to the bounds before they are scored. Without, edits are scored
+            and executed beyond them, as in the released code of EXPO; proposals are still clipped.
         check: check that proposals lie where the critic's data did, and that they differ.
         ensemble: how the E heads make one score; V-GPS takes the minimum.
 
@@ -133,6 +135,7 @@ class Steered(Generic[Features]):
         edit: Edit[Features] | None = None,
         gate: float | None = None,
         deadline: float | None = None,
+        clip: bool = True,
         check: bool = True,
         ensemble: Literal["min", "mean"] = "min",
     ) -> None:
@@ -146,6 +149,8 @@ class Steered(Generic[Features]):
         self.base, self.score, self.select, self.edit = base, score, select, edit
         self.num_candidates, self.gate = num_candidates, gate
         self.check, self.ensemble = check, ensemble
+        self.clips = clip and clips(base)
+        """Whether what it chooses is clipped to the bounds; see `offline.types.clips`."""
         self.spec = base.spec.with_chunk(score.spec.chunk)
         self.latency = LatencyMeter()
         self.pace = None if deadline is None else Pace(deadline, num_candidates)
@@ -195,10 +200,13 @@ class Steered(Generic[Features]):
             features = self.score.encode(obs)  # once, however many candidates
         encoded = perf_counter()
         with torch.no_grad():  # not inference mode: a base policy may keep what is executed
+            if not self.clips and clips(self.base):
+                act = self._units.clip(act)  # the edits may leave the bounds, the proposals not
             act, log_prob = self._with_edits(features, act, generator, picks)
             if self.check and act.shape[1] > 1:  # a single candidate is not chosen by its score
                 self._units.require_in_range(act)
-            act = self._units.clip(act)  # as the environment does
+            if self.clips:
+                act = self._units.clip(act)  # as it is executed
         edited = perf_counter()
         with torch.inference_mode():
             q = self.score.score(features, self._units.convert(act, features.device))

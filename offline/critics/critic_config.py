@@ -28,7 +28,8 @@ class CriticConfig:
     scores that rank candidates."""
     layer_norm: bool = True
     """Normalise the critic's hidden layers (LayerNorm), which keeps values of unseen actions from
-    growing. MBPO, VaGraM and RAVL are published without. --lipschitz spectral replaces it."""
+    growing. MBPO, VaGraM and RAVL are published without. --lipschitz spectral replaces it.
+    --actor-layer-norm and --edit-layer-norm say the same of the policies."""
     value_diversity: NotNegative = 0.0
     """Weight of the diversity of the heads' action gradients (EDAC, RAVL), at least 0. 0 turns it
     off."""

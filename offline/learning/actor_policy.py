@@ -59,7 +59,11 @@ class ActorPolicy(nn.Module):
         self.spec, self.encoder, self.actor, self.greedy = spec, encoder, actor, greedy
         self.env, self.meta = env, dict(meta or {})
         self.obs_shapes = {key: tuple(shape) for key, shape in encoder.obs_shapes.items()}
-        self.architecture = {"hidden": list(hidden), "image_encoder": image_encoder}
+        self.architecture = {
+            "hidden": list(hidden),
+            "image_encoder": image_encoder,
+            "layer_norm": actor.layer_norm,
+        }
         self.kind = KIND
 
     # -- Policy
@@ -128,7 +132,12 @@ class ActorPolicy(nn.Module):
             policy = cls(
                 spec,
                 encoder,
-                TanhGaussian(encoder.dim, spec.chunk * spec.dim, hidden),
+                TanhGaussian(
+                    encoder.dim,
+                    spec.chunk * spec.dim,
+                    hidden,
+                    layer_norm=sizes.get("layer_norm", True),  # which older ones all have
+                ),
                 hidden,
                 env=document["env"],
                 meta=document["meta"],

@@ -64,6 +64,9 @@ class RLConfig(CriticConfig):
     """Images to use, by the name of their observation. Default: none."""
     random_shift: Few = 4
     """Largest random shift of images in training, in pixels."""
+    actor_layer_norm: bool = True
+    """Normalise the hidden layers of the actor (rlpd, sac, dsrl) by LayerNorm. SAC, RLPD and MBPO
+    are published without."""
     seed: Seed = 0
     """Seed of everything random."""
     eval_every: Count = 2_000

@@ -28,6 +28,7 @@ from offline.learning.agent import Agent
 from offline.learning.config import RLConfig
 from offline.learning.running_episodes import Running, VectorEnv, copied, differing, play_again
 from offline.learning.snapshot import LoopSnapshot
+from offline.types import clips
 
 Log = Callable[[int, dict[str, float]], None]
 Stop = Callable[[], bool]
@@ -203,7 +204,8 @@ class Loop:
                 f"the policy gave NaN or infinite actions at step {self.progress}, so training has "
                 f"diverged. {LOWER}"
             )
-        raw = spec.clip(spec.unnormalize(act.float().cpu())).numpy()
+        raw = spec.unnormalize(act.float().cpu())
+        raw = (spec.clip(raw) if clips(self.agent.acting()) else raw).numpy()
         for row, chunk in zip(rows, raw, strict=True):
             self._running[row].queue.extend(chunk)
 

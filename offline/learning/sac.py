@@ -151,7 +151,9 @@ class SAC(AgentOfParts):
         self.draw = Generator().manual_seed(config.seed)
         self.target = Subset(self.critic.target, config.subset, self.draw)
         self.learner = ActorLearner(
-            TanhGaussian(value.encoder.dim, size, config.hidden).to(device),
+            TanhGaussian(
+                value.encoder.dim, size, config.hidden, layer_norm=config.actor_layer_norm
+            ).to(device),
             Temperature(
                 init_temperature,
                 -size / 2 if target_entropy is None else target_entropy,

@@ -31,7 +31,7 @@ from offline.data.mixture import Source
 from offline.errors import InputError
 from offline.models.world_model import StateLayout, WorldModel
 from offline.models.world_model_config import WorldModelConfig
-from offline.types import Policy
+from offline.types import Policy, clips
 
 Fit = Callable[[int], dict[str, float]]
 """Trains the world model at a step on all real data there is; numbers to log."""
@@ -191,9 +191,10 @@ class Imagination:
 
     @torch.no_grad()
     def _decide(self, state: Tensor) -> Tensor:
-        """(N, H, A), clipped as the environment would clip what is executed."""
+        """(N, H, A), clipped where what is executed is."""
         obs = self.model.layout.split(state)
-        return self.policy.sample(obs, 1, self._generator)[:, 0].float().clamp(-1, 1)
+        act = self.policy.sample(obs, 1, self._generator)[:, 0].float()
+        return act.clamp(-1, 1) if clips(self.policy) else act
 
     def _check(self, chunk: ImaginedChunk) -> None:
         if not (torch.isfinite(chunk.next_state).all() and torch.isfinite(chunk.reward).all()):

@@ -54,12 +54,12 @@ class WorldModelConfig:
     rollouts_per_step: Count = 40
     """Real states imagined from for each environment step, at least 1."""
     imagined_keep: Count = 1
-    """Trainings of the models whose imagined transitions are kept. Those of older trainings are
-    forgotten."""
+    """Trainings of the models whose imagined transitions are kept, at least 1. Those of older
+    trainings are forgotten."""
     imagined_capacity: Count | None = None
-    """Imagined transitions that are kept, instead of --imagined-keep. New ones replace the oldest,
-    so a number below those of one training loses the first decisions of its branches. Default: no
-    fixed number."""
+    """Imagined transitions that are kept, instead of --imagined-keep, at least 1. New ones replace
+    the oldest, so a number below those of one training loses the first decisions of its branches.
+    Default: no fixed number."""
     vagram_clip: Step = 0.95
     """Quantile of the norms that gradients are clipped to, above 0 and at most 1 (vagram)."""
     vagram_warmup: Amount = 1_000

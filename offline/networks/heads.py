@@ -119,11 +119,13 @@ def some(weight: Tensor, bias: Tensor, which: Tensor, ensemble: int) -> tuple[Te
     return few[0].flatten(0, 1), few[1].flatten(0, 1)
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """(Linear, LayerNorm, ReLU) x layers, Linear."""
+def mlp(
+    inputs: int, hidden: Sequence[int], outputs: int, *, layer_norm: bool = True
+) -> nn.Sequential:
+    """(Linear, LayerNorm, ReLU) x layers, Linear; LayerNorm may be left out."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [Linear(inputs, size), nn.LayerNorm(size), nn.ReLU()]
+        layers += [Linear(inputs, size), *([nn.LayerNorm(size)] if layer_norm else []), nn.ReLU()]
         inputs = size
     return nn.Sequential(*layers, Linear(inputs, outputs))
 
@@ -131,10 +133,10 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 def run_mlp(net: nn.Sequential, x: Tensor) -> Tensor:
     """What `net`, made by `mlp`, gives for (B, inputs), in fewer steps."""
     layers = [layer for layer in net if isinstance(layer, nn.Linear)]
-    norms = [layer for layer in net if isinstance(layer, nn.LayerNorm)]
+    norms = [(n.weight, n.bias) for n in net if isinstance(n, nn.LayerNorm)]
     later = [
-        Layer(*(p[None] for p in (layer.weight, layer.bias, norm.weight, norm.bias)))
-        for norm, layer in zip(norms, layers[1:], strict=True)
+        Layer(*(p[None] for p in (layer.weight, layer.bias, *norm)))
+        for norm, layer in zip(norms or [()] * (len(layers) - 1), layers[1:], strict=True)
     ]
     return run([layers[0](x)], later, "relu")[0]
 
@@ -146,13 +148,22 @@ class TanhGaussian(nn.Module):
         features: F.
         action: H * A.
         hidden: units of each hidden layer.
+        layer_norm: of the hidden layers.
     """
 
     LOG_STD = (-5.0, 2.0)
 
-    def __init__(self, features: int, action: int, hidden: Sequence[int] = (256, 256)) -> None:
+    def __init__(
+        self,
+        features: int,
+        action: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        layer_norm: bool = True,
+    ) -> None:
         super().__init__()
-        self.net = mlp(features, hidden, 2 * action)
+        self.net = mlp(features, hidden, 2 * action, layer_norm=layer_norm)
+        self.layer_norm = layer_norm
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F) -> mean and log std before the tanh, each (B, H * A)."""

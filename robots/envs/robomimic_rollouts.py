@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from offline.errors import InputError
-from offline.types import Policy
+from offline.types import Policy, executed
 from robots.policies.robomimic import import_robomimic
 
 
@@ -60,8 +60,7 @@ def as_rollout_policy(
                     act = policy.sample(obs, 1, generator)[:, 0]
                 act = act[:, : action_chunk or policy.spec.chunk]
                 policy.commit(act)
-                raw = policy.spec.clip(policy.spec.unnormalize(act.detach().float().cpu()))
-                self.queue = list(raw[0].numpy())
+                self.queue = list(executed(policy, act)[0].numpy())
             return self.queue.pop(0)
 
         def _observation(self, key: str, value: np.ndarray) -> Tensor:

@@ -110,6 +110,7 @@ def settings(config: BenchWorldModel) -> Train:
         "policy_utd": float(config.sac_updates),
         "target_entropy": -3.0,
         "layer_norm": False,  # the peer's networks have none
+        "actor_layer_norm": False,
         "critic_dtype": config.critic_dtype,
         "model_dtype": config.model_dtype,
         "seed": config.seed,

@@ -26,9 +26,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "agent": (
         "preset", "policy", "denoising_steps", "network", "features", "width", "base_lr",
         "base_ema", "base_filter", "pretrain_steps", "edits", "edit_scale", "adaptive_edit_scale",
-        "edit_scale_lr", "clip_edits", "edit_entropy", "init_temperature", "target_entropy",
-        "act_select", "act_temperature", "candidates", "candidate_dtype", "cache_age",
-        "backup_uses_average", "expectile", "fql_alpha", "noise_bound",
+        "edit_scale_lr", "clip_edits", "edit_layer_norm", "edit_entropy", "init_temperature",
+        "target_entropy", "act_select", "act_temperature", "candidates", "candidate_dtype",
+        "cache_age", "backup_uses_average", "actor_layer_norm", "expectile", "fql_alpha",
+        "noise_bound",
     ),
     "critic": (
         "value_ensemble", "subset", "hidden", "lr", "layer_norm", "critic_dtype", "target_rate",
