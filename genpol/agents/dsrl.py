@@ -41,6 +41,7 @@ from offline.learning.agent import AgentOfParts, Part
 from offline.learning.sac import ActorLearner, Pool
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
+from offline.networks.normalizer import Change
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 
@@ -233,6 +234,10 @@ class NoiseCritic:
         loss.mean(1).sum().backward()
         self.optimizer.step()
         return loss.detach().mean()
+
+    def absorb(self, change: Change) -> None:
+        """See `offline.learning.agent.OnEncoding`."""
+        self.heads.absorb(change)
 
     def networks(self) -> list[nn.Module]:
         """The heads."""

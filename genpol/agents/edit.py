@@ -26,6 +26,7 @@ from torch import Generator, Tensor, nn
 from genpol.steering.steered import Edits
 from offline.critics.td import Encoded
 from offline.networks.heads import TanhGaussian
+from offline.networks.normalizer import Change
 
 
 class EditPolicy(nn.Module):
@@ -177,6 +178,10 @@ class EditLearner:
             "edit/scale": self.policy.scale.detach(),
             "edit/size": (self.policy.scale * move).detach().abs().mean(),
         }
+
+    def absorb(self, change: Change) -> None:
+        """See `offline.learning.agent.OnEncoding`; the encoding comes first, then the action."""
+        self.policy.move.absorb(change)
 
     def networks(self) -> list[nn.Module]:
         """The policy."""

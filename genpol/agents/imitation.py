@@ -23,6 +23,7 @@ from genpol.policies.one_step import NO_LOSS
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
+from offline.networks.normalizer import ObsStats
 from offline.spec import ActionSpec
 from offline.types import HasGenerators, Policy
 
@@ -133,6 +134,13 @@ class Imitation(Generic[P]):
         if batch.key is None or not (imagined := batch.key == IMAGINED).any():
             return None
         return ~imagined
+
+    def restandardise(self, stats: ObsStats) -> None:
+        """Of the policy and its average; a black box stays as it is."""
+        if isinstance(self.average, ChunkPolicy):
+            self.average.restandardise(stats)
+        if self._trained is not None:
+            self._trained.restandardise(stats)
 
     def networks(self) -> list[nn.Module]:
         """The policy and its average; none of a black box that is no network."""

@@ -27,6 +27,7 @@ from genpol.policies.policy import ChunkPolicy
 from genpol.policies.student import Student
 from offline.critics.td import Subset
 from offline.errors import InputError
+from offline.networks.normalizer import ObsStats
 from offline.types import Obs, Policy
 
 _OURS = (
@@ -117,6 +118,11 @@ class TargetProposals:
         if self.cache is None:
             return {}
         return {key: torch.tensor(number) for key, number in self.cache.metrics().items()}
+
+    def restandardise(self, stats: ObsStats) -> None:
+        """Of the student, where there is one."""
+        if self.student is not None:
+            self.student.student.restandardise(stats)
 
     def networks(self) -> list[nn.Module]:
         """The student, where there is one."""

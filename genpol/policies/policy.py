@@ -26,7 +26,7 @@ from offline.errors import InputError, SpecError, did_you_mean
 from offline.model_files import described, fill, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.linear import Linear
-from offline.networks.normalizer import check_obs
+from offline.networks.normalizer import ObsStats, check_obs
 from offline.spec import ActionSpec
 from offline.types import Obs
 
@@ -210,6 +210,12 @@ class ChunkPolicy(nn.Module):
             )
         x = act.flatten(1).clamp(-1, 1) if self.bounded else act.flatten(1)
         return self.head.loss(self.encode(obs), x, generator)
+
+    def restandardise(self, stats: ObsStats) -> None:
+        """Standardise observations by other statistics and stay the function that it is."""
+        # Of a residual network, which has no encoder of its own, the observation's part.
+        first = self.body[0] if len(self.body) else self.head.conditioner.obs_in
+        self.encoder.normalizer.refit(stats).absorb(first.weight, first.bias)
 
     # -- files
 

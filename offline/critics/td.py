@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from offline.critics.critic_config import CriticConfig
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.networks.normalizer import Change, ObsStats
 from offline.types import Obs
 
 Penalty = Callable[[ValueFunction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -198,6 +199,11 @@ class TDCritic:
         follow(self.target, self.value, self.target_rate)
         spread = q.detach().std(0, correction=0).mean()
         return metrics | td_metrics(td, q, y) | {"critic/q_std": spread}
+
+    def restandardise(self, stats: ObsStats) -> Change:
+        """Of critic and target; see `ValueFunction.restandardise`."""
+        self.target.restandardise(stats)
+        return self.value.restandardise(stats)
 
     def networks(self) -> list[nn.Module]:
         """Critic and target."""

@@ -19,6 +19,7 @@ from offline.networks.encoder import ObsEncoder
 from offline.networks.ensemble import Dtype, StackedHeads
 from offline.networks.heads import CriticHeads
 from offline.networks.images import ImageEncoderName
+from offline.networks.normalizer import Change, ObsStats
 from offline.spec import ActionSpec
 from offline.types import Obs
 
@@ -138,6 +139,13 @@ class ValueFunction(nn.Module):
         finally:
             for param in params:
                 param.requires_grad_(True)
+
+    def restandardise(self, stats: ObsStats) -> Change:
+        """Standardise observations by other statistics and stay the function that it is; what
+        networks on the same encoding have to absorb."""
+        change = self.encoder.normalizer.refit(stats)
+        self.heads.absorb(change)
+        return change
 
     def tighten(self) -> None:
         """Bring heads with a Lipschitz bound back within it; to be called after every step."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Generator, Tensor, nn
 
 from offline.data.batch import Batch
+from offline.networks.normalizer import Change, ObsStats
 from offline.spec import ActionSpec
 from offline.types import HasGenerators, Policy
 
@@ -67,6 +68,30 @@ class HasStateless(Protocol):
         """
 
 
+@runtime_checkable
+class Restandardises(Protocol):
+    """An agent that can standardise observations by other statistics while it learns."""
+
+    def restandardise(self, stats: ObsStats) -> None:
+        """Take on these statistics; every network stays the function that it is."""
+
+
+@runtime_checkable
+class OwnStatistics(Protocol):
+    """A part of an agent whose networks standardise observations themselves."""
+
+    def restandardise(self, stats: ObsStats) -> Change | None:
+        """Take on these statistics; what networks on the same encoding have to absorb."""
+
+
+@runtime_checkable
+class OnEncoding(Protocol):
+    """A part of an agent whose networks see the critic's encoding of observations."""
+
+    def absorb(self, change: Change) -> None:
+        """Stay the function that it is where the critic standardises otherwise."""
+
+
 class Stateful(Protocol):
     """A part of an agent, such as a critic, a policy in training, a module or an optimiser."""
 
@@ -113,6 +138,15 @@ class AgentOfParts:
             elif isinstance(part, HasGenerators):
                 found += part.generators()
         return found
+
+    def restandardise(self, stats: ObsStats) -> None:
+        """Of all parts; see `Restandardises`. All of them had the same statistics before."""
+        parts = list(self.parts().values())
+        found = [part.restandardise(stats) for part in parts if isinstance(part, OwnStatistics)]
+        change = next((change for change in found if change is not None), None)
+        for part in parts:
+            if change is not None and isinstance(part, OnEncoding):
+                part.absorb(change)
 
     def state_dict(self) -> dict[str, Any]:
         """Of all parts by their names."""

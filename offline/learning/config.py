@@ -67,6 +67,10 @@ class RLConfig(CriticConfig):
     actor_layer_norm: bool = True
     """Normalise the hidden layers of the actor (rlpd, sac, dsrl) by LayerNorm. SAC, RLPD and MBPO
     are published without."""
+    follow_statistics: bool = True
+    """Where neither --data nor --base nor --value brings the statistics that observations are
+    standardised by, take them from the replay at 2,000 environment steps, at every doubling, and at
+    128,000 for the last time. Without, they stay those of 2,000 random steps."""
     seed: Seed = 0
     """Seed of everything random."""
     eval_every: Count = 2_000

@@ -28,6 +28,7 @@ from offline.learning.agent import Agent
 from offline.learning.config import RLConfig
 from offline.learning.running_episodes import Running, VectorEnv, copied, differing, play_again
 from offline.learning.snapshot import LoopSnapshot
+from offline.learning.statistics import FollowingStatistics
 from offline.types import clips
 
 Log = Callable[[int, dict[str, float]], None]
@@ -57,6 +58,8 @@ class Loop:
         layouts: number of an episode -> seed of its reset.
         device: where the agent learns; batches are moved there.
         imagination: imagines more to learn from; one of the mixture's sources.
+        follow_statistics: let the agent's statistics of observations follow the replay; see
+            `offline.learning.statistics`.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class Loop:
         layouts: Callable[[int], int],
         device: str = "cpu",
         imagination: Imagines | None = None,
+        follow_statistics: bool = False,
     ) -> None:
         self.agent, self.envs, self.mixture = agent, envs, mixture
         self.imagination = imagination
         self.replay, self.config, self.layouts = replay, config, layouts
+        self.statistics = FollowingStatistics(agent, replay) if follow_statistics else None
         self.step = self.updates = self.episodes = self.successes = 0
         """Environment steps, critic updates, episodes and successes so far."""
         self.learnt = 0
@@ -111,6 +116,8 @@ class Loop:
         while self.step < until and not (stop and stop()):
             before = self.step
             self._interact()
+            if self.statistics is not None:
+                self.statistics.advance(self.step)
             self._update(count)
             self._require_finite()
             if log and self.step // every > before // every:
@@ -292,6 +299,7 @@ class Loop:
             agent=self.agent.state_dict(),
             replay=self.replay.snapshot().tree(),
             imagination=None if imagination is None else imagination.state_dict(),
+            statistics=None if self.statistics is None else self.statistics.state_dict(),
             counts=[self.step, self.updates, self.episodes, self.successes],
             learnt=self.learnt,
             started=self._started,
@@ -340,4 +348,8 @@ class Loop:
         self.agent.load_state_dict(saved.agent)
         if self.imagination is not None and saved.imagination is not None:
             self.imagination.load_state_dict(saved.imagination)
+        if saved.statistics is None:
+            self.statistics = None  # a run of before goes on by those that it began with
+        elif self.statistics is not None:
+            self.statistics.load_state_dict(saved.statistics)
         return changed

@@ -28,6 +28,7 @@ from offline.learning.agent import AgentOfParts, Part
 from offline.learning.config import RLConfig
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
+from offline.networks.normalizer import Change
 
 Pool = Literal["mean", "min"]
 
@@ -95,6 +96,10 @@ class ActorLearner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.params)
         self.optimizer.step()
+
+    def absorb(self, change: Change) -> None:
+        """See `offline.learning.agent.OnEncoding`."""
+        self.actor.absorb(change)
 
     def networks(self) -> list[nn.Module]:
         """The actor."""

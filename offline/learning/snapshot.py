@@ -28,6 +28,8 @@ class LoopSnapshot:
     """Of `ReplaySnapshot.tree`."""
     imagination: dict[str, Any] | None
     """Its `state_dict`; None without one."""
+    statistics: dict[str, Any] | None
+    """State of those that follow the replay; None where they do not."""
     counts: list[int]
     """Environment steps, critic updates, episodes and successes."""
     learnt: int
@@ -68,10 +70,11 @@ class LoopSnapshot:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> LoopSnapshot:
-        """What `tree` returned; older runs have no imagination and no `learnt`."""
+        """What `tree` returned; older runs have no imagination, statistics and `learnt`."""
         return cls(
             **{key: tree[key] for key in ("agent", "replay", "counts", "started")},
             imagination=tree.get("imagination"),
+            statistics=tree.get("statistics"),
             learnt=tree.get("learnt", 0),
             due=list(tree["due"]),
             generators=list(tree["generators"]),

@@ -1,6 +1,6 @@
 """`Dynamics`: an ensemble of networks that predict one environment step.
 
-    x = (clip((s - mean_s) / std_s, -10, 10), a)
+    x = (limit((s - mean_s) / std_s), a),    limit as in `offline.networks.normalizer`
     (y, log variance, logit) = f_e(x)
     (s' - s, r) = mean + std * y,    terminated = logit > 0
 
@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from offline.models.world_model import Prediction, StateLayout, Steps
 from offline.networks.linear import SMALL, linear
-from offline.networks.normalizer import CLIP, STD_FLOOR
+from offline.networks.normalizer import STD_FLOOR, limit
 from offline.networks.stacked import Layer, run
 
 Dtype = Literal["float32", "bfloat16"]
@@ -141,7 +141,7 @@ class Dynamics(nn.Module):
 
     def inputs(self, state: Tensor, act: Tensor) -> Tensor:
         """(N, D) and (N, A) -> (N, D + A), what `outputs` takes."""
-        x = ((state - self.state_mean) / self.state_std).clamp_(-CLIP, CLIP)
+        x = limit((state - self.state_mean) / self.state_std)
         return torch.cat([x, act], dim=-1)
 
     def targets(self, steps: Steps) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from offline.networks.heads import some
 from offline.networks.linear import linear
+from offline.networks.normalizer import Change
 from offline.networks.spectral import constrain, tighten
 from offline.networks.stacked import Layer, run
 
@@ -97,6 +98,17 @@ class StackedHeads(nn.Module):
             return self.obs_weight.unflatten(0, (self.ensemble, -1)), self.act_weight
         first = self.first
         return first[..., : -self.action], first[..., -self.action :]
+
+    @torch.no_grad()
+    def absorb(self, change: Change) -> None:
+        """Stay the function that it is where observations are standardised otherwise; with a bound,
+        as far as the layer stays within it."""
+        if self.bound is None:
+            change.absorb(self.obs_weight, self.obs_bias)
+            return
+        first = self.first.clone()
+        change.absorb(first.flatten(0, 1), self.obs_bias)
+        self.first = first
 
     def matrices(self) -> list[Tensor]:
         """Every layer's weights, (E, outputs, inputs); the first one's parts side by side."""

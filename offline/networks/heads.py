@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from offline.errors import SpecError
 from offline.networks.linear import Linear
+from offline.networks.normalizer import Change
 from offline.networks.stacked import Layer, run
 
 
@@ -101,6 +102,10 @@ class CriticHeads(nn.Module):
         states = projected.chunk(len(heads), dim=-1)
         return torch.stack([h(s, flat) for h, s in zip(heads, states, strict=True)])
 
+    def absorb(self, change: Change) -> None:
+        """Stay the function that it is where observations are standardised otherwise."""
+        change.absorb(self.obs_in.weight, self.obs_in.bias)
+
     def first_layer(self) -> tuple[Tensor, Tensor]:
         """The first layer's two parts: of the state (E, N, F) and of the action (E, N, H * A)."""
         act = torch.stack([head.act_in.weight for head in self.heads])
@@ -119,15 +124,23 @@ def some(weight: Tensor, bias: Tensor, which: Tensor, ensemble: int) -> tuple[Te
     return few[0].flatten(0, 1), few[1].flatten(0, 1)
 
 
-def mlp(
-    inputs: int, hidden: Sequence[int], outputs: int, *, layer_norm: bool = True
-) -> nn.Sequential:
+class Mlp(nn.Sequential):
+    """What `mlp` makes."""
+
+    def absorb(self, change: Change) -> None:
+        """Stay the function that it is where observations are standardised otherwise."""
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        change.absorb(first.weight, first.bias)
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, layer_norm: bool = True) -> Mlp:
     """(Linear, LayerNorm, ReLU) x layers, Linear; LayerNorm may be left out."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [Linear(inputs, size), *([nn.LayerNorm(size)] if layer_norm else []), nn.ReLU()]
         inputs = size
-    return nn.Sequential(*layers, Linear(inputs, outputs))
+    return Mlp(*layers, Linear(inputs, outputs))
 
 
 def run_mlp(net: nn.Sequential, x: Tensor) -> Tensor:
@@ -164,6 +177,10 @@ class TanhGaussian(nn.Module):
         super().__init__()
         self.net = mlp(features, hidden, 2 * action, layer_norm=layer_norm)
         self.layer_norm = layer_norm
+
+    def absorb(self, change: Change) -> None:
+        """Stay the function that it is where observations are standardised otherwise."""
+        self.net.absorb(change)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F) -> mean and log std before the tanh, each (B, H * A)."""

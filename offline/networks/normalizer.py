@@ -1,13 +1,24 @@
 """Observations to network inputs: concatenate the one-dimensional keys, each standardised.
 
-    x = clip((obs - mean) / max(std, 0.01), -10, 10)
+    x = limit((obs - mean) / max(std, 0.01)),    limit(z) = z where |z| <= 10,
+                                                            sign(z) (10 + log(1 + |z| - 10)) beyond
 
-The floor keeps near-constant dimensions from being blown up, the clip what was never seen.
+The floor keeps near-constant dimensions from being blown up, the limit what was never seen. The
+limit goes on growing: with a clip all states beyond ten deviations would look alike, and a value's
+gradient there would be exactly 0.
+
+Statistics may be replaced while networks learn. Every network that the inputs reach first stays
+the function that it is, wherever no limit is at work, as its first layer absorbs the change:
+
+    x = r x' + d,    r = s' / s,  d = (m' - m) / s    =>    W x + b = (W r) x' + (b + W d)
+
+Shape legend: D dimensions of x, the first of a network's F inputs; N units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +33,31 @@ CLIP = 10.0
 
 Shapes = Mapping[str, tuple[int, ...]]
 ObsStats = Mapping[str, tuple[np.ndarray, np.ndarray]]  # key -> mean (D,), std (D,)
+
+
+def limit(x: Tensor) -> Tensor:
+    """x within +-CLIP; beyond, sign(x) (CLIP + log(1 + |x| - CLIP)). Smooth, and never flat."""
+    within = x.clamp(-CLIP, CLIP)
+    beyond = x - within
+    return within + torch.copysign(beyond.abs().log1p(), beyond)
+
+
+@dataclass(frozen=True)
+class Change:
+    """From inputs x' by new statistics to x by the old ones: x = ratio x' + shift."""
+
+    ratio: Tensor
+    """(D,) float64."""
+    shift: Tensor
+    """(D,) float64."""
+
+    @torch.no_grad()
+    def absorb(self, weight: Tensor, bias: Tensor) -> None:
+        """Have a first layer (N, F), (N,) compute of x' what it computed of x."""
+        ratio, shift = self.ratio.to(weight.device), self.shift.to(weight.device)
+        ours = weight[:, : len(ratio)].double()
+        bias.add_((ours @ shift).to(bias))
+        weight[:, : len(ratio)] = (ours * ratio).to(weight)
 
 
 def low_dim_keys(obs_shapes: Shapes) -> list[str]:
@@ -97,6 +133,16 @@ class ObsNormalizer(nn.Module):
                 self.std.copy_(torch.from_numpy(std).clamp(min=STD_FLOOR))
         return self
 
+    def refit(self, stats: ObsStats) -> Change:
+        """Take on other statistics; what first layers have to absorb then.
+
+        Raises:
+            SpecError: a key's statistics are missing or of another size.
+        """
+        mean, std = self.mean.double(), self.std.double()
+        self.fit(stats)
+        return Change(self.std.double() / std, (self.mean.double() - mean) / std)
+
     def forward(self, obs: Obs) -> Tensor:
         """(B, D).
 
@@ -108,7 +154,7 @@ class ObsNormalizer(nn.Module):
             size = len(next(iter(obs.values())))
             return self.mean.new_zeros((size, 0))
         x = torch.cat([obs[key].to(self.mean) for key in self.keys], dim=-1)
-        return ((x - self.mean) / self.std).clamp_(-CLIP, CLIP)
+        return limit((x - self.mean) / self.std)
 
 
 def _text(shape: tuple[int, ...] | torch.Size) -> str:

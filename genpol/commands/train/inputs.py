@@ -79,6 +79,12 @@ class Inputs:
         }
 
     @property
+    def statistics_follow(self) -> bool:
+        """Whether observations are standardised by what random actions showed, which is all that
+        there is at first."""
+        return self.observed is not None and self.value is None
+
+    @property
     def fingerprint(self) -> str | None:
         """Tells whether the data is the one that a run began with."""
         if self.data is None:

@@ -48,7 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "observations, environment and reward": (
         "obs_keys", "image_keys", "image_encoder", "random_shift", "num_envs", "max_steps",
-        "distractors", "reward_scale",
+        "distractors", "reward_scale", "follow_statistics",
     ),
     "learning": (
         "batch_size", "policy_utd", "offline_fraction", "offline_updates", "start_steps",

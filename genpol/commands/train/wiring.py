@@ -71,6 +71,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         layouts=lambda episode: layout_seed("train", config.seed, episode),
         device=device,
         imagination=imagination,
+        follow_statistics=config.follow_statistics and inputs.statistics_follow,
     )
 
 

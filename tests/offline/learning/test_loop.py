@@ -109,7 +109,7 @@ def test_a_snapshot_is_the_same_after_its_form_in_a_checkpoint(at):
     read = LoopSnapshot.of(saved.tree())
     assert set(saved.tree()) == {
         "agent", "replay", "imagination", "counts", "learnt", "started", "due", "generators",
-        "sums", "imagined", "ended", "obs", "running",
+        "sums", "imagined", "ended", "obs", "running", "statistics",
     }  # fmt: skip
     assert (read.counts, read.started, read.due) == (saved.counts, saved.started, saved.due)
     assert [len(r.actions) + len(r.queue) for r in read.running] == [
