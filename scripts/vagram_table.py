@@ -44,7 +44,10 @@ COMMON: dict[str, Any] = {
     "model_every": 500,
     "model_updates": 400,
     "rollouts_per_step": 40,
-    "imagined_capacity": 100_000,  # five trainings of the model; as when the rows were measured
+    # As when the rows were measured: five trainings of the model are kept, and observations are
+    # standardised by what random actions show.
+    "imagined_capacity": 100_000,
+    "follow_statistics": False,
     "eval_every": 500,
     "eval_episodes": 10,
     "vagram_warmup": 1_000,
