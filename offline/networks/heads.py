@@ -146,7 +146,9 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, layer_norm: bool = 
 def run_mlp(net: nn.Sequential, x: Tensor) -> Tensor:
     """What `net`, made by `mlp`, gives for (B, inputs), in fewer steps."""
     layers = [layer for layer in net if isinstance(layer, nn.Linear)]
-    norms = [(n.weight, n.bias) for n in net if isinstance(n, nn.LayerNorm)]
+    norms: list[tuple[Tensor, ...]] = [
+        (layer.weight, layer.bias) for layer in net if isinstance(layer, nn.LayerNorm)
+    ]
     later = [
         Layer(*(p[None] for p in (layer.weight, layer.bias, *norm)))
         for norm, layer in zip(norms or [()] * (len(layers) - 1), layers[1:], strict=True)

@@ -151,7 +151,7 @@ def often(monkeypatch):
 @pytest.mark.usefixtures("often", "no_page")
 def test_they_follow_the_replay_until_data_is_ample(tmp_path):
     found = {}
-    for steps in (4, 11, 13, 27, 36):
+    for steps in (4, 13, 27, 36):
         Drifting.lived = 0
         run = tmp_path / str(steps)
         assert train(**DRIFT, steps=steps, eval_episodes=1, eval_every=36, output=run) == 0
@@ -159,12 +159,10 @@ def test_they_follow_the_replay_until_data_is_ample(tmp_path):
         found[steps] = agent["critic"]["value"]["encoder.normalizer.mean"]
         for other in ("value", "target"):
             assert torch.equal(agent["critic"][other]["encoder.normalizer.mean"], found[steps])
-        seen = state(run)["loop"]["replay"]
         due = state(run)["loop"]["statistics"]["due"]
-        assert due == {4: 6, 11: 12, 13: 24, 27: None, 36: None}[steps]
-    assert found[4][0] < found[11][0] < found[13][0] < found[27][0]
+        assert due == {4: 6, 13: 24, 27: None, 36: None}[steps]
+    assert found[4][0] < found[13][0] < found[27][0]
     assert torch.equal(found[27], found[36])  # frozen
-    assert seen
 
 
 @pytest.mark.usefixtures("often", "no_page")
@@ -185,6 +183,7 @@ def test_they_stay_where_something_else_tells_them_or_one_says_so(given, tmp_pat
     assert state(tmp_path / "run")["loop"]["statistics"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often", "no_page")
 @pytest.mark.parametrize("at", [6, 18])
 def test_a_run_goes_on_bit_for_bit(at, tmp_path, monkeypatch):
