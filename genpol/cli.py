@@ -6,6 +6,7 @@ requested command's file alone, and command files import heavy libraries inside 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 from diffusion.errors import InputError, did_you_mean
 from genpol import __version__
 from genpol.commands.help import command_help, overview
-from genpol.commands.parsing import HELP, parse, start
+from genpol.commands.parsing import HELP, one_line, parse, start
 from genpol.commands.streams import unbroken_streams
 from genpol.commands.table import COMMANDS
 from genpol.runs.interrupts import Interrupted, leaving_at_once
@@ -49,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
             return getattr(interrupt, "exit_code", 130)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                error = InputError(f'no file has such a name: it is too long: "{error.filename}"')
             code = getattr(error, "exit_code", None)
             if isinstance(code, int):
-                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                print("error: " + one_line(error), file=sys.stderr)
                 return code
             if signals:  # a library made another exception of the signal's
                 print("interrupted", file=sys.stderr)
@@ -84,7 +87,7 @@ def _run(words: list[str]) -> None:
     if family and words[1:2] and words[1] in HELP:
         print(overview(family))
         return
-    given = " ".join(words[: 2 if family else 1])
+    given = " ".join(words[: 2 if family else 1])[:80]
     raise InputError(f'unknown command "{given}".{did_you_mean(given, family or COMMANDS)}')
 
 

@@ -42,7 +42,7 @@ def check_numbers(config: DataclassInstance) -> None:
         first = _foremost(error.errors(include_url=False))
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise InputError(
-            f"{flag} must be {_expected(first)}, received {_shown(first['input'])}"
+            f"{flag} must be {_expected(first)}, received {shown(first['input'])}"
         ) from None
 
 
@@ -55,7 +55,7 @@ def require(config: object, name: str, good: bool, expected: str) -> None:
     """
     if not good:
         flag = f"--{name.replace('_', '-')}"
-        received = _shown(getattr(config, name))
+        received = shown(getattr(config, name))
         raise InputError(f"{flag} must be {expected}, received {received}")
 
 
@@ -137,7 +137,8 @@ def _bound(bound: float) -> str:
     return f"{bound:.12g}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: object) -> str:
+    """A received value as a message repeats it: not more than a line of it."""
     try:
         text = str(value)
     except ValueError:  # a whole number of more digits than Python writes

@@ -9,6 +9,7 @@ its layers, so it is affine in e_I. Scores run from about 1 to 10; Stable Diffus
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def head_layers(weights: dict[str, Tensor], source: str) -> Layers:
 def _head_file(location: str | None) -> Path:
     if location is None:
         raise InputError(f'Reward "aesthetic" needs weights. {_WHERE}.')
-    path = Path(location).expanduser()
+    path = Path(os.path.expanduser(location))
     if path.is_dir():
         for suffix in (".safetensors", ".pth"):
             files = sorted(path.glob(f"*{suffix}"))

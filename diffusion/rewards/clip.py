@@ -15,6 +15,7 @@ code; others are cropped here and padded there.
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def _unit(features: Any) -> Tensor:
 
 def _checked_location(location: str, reward: str) -> str:
     """An existing folder, or what can only be a hub id ("owner/name")."""
-    path = Path(location).expanduser()
+    path = Path(os.path.expanduser(location))
     if path.is_dir():
         return str(path)
     if path.exists() or location.startswith(("/", ".", "~")) or location.count("/") != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,9 +11,11 @@ from typing import Any
 
 from diffusion.errors import InputError, did_you_mean
 from genpol.commands.described import Option, options_of
-from offline.option_check import check_numbers
+from offline.option_check import check_numbers, numeric_fields, shown
 
 HELP = ("-h", "--help")
+LONGEST = 500  # characters of an error
+LONGEST_WORD = 4_096  # bytes, as of a path
 
 
 def parse(options: type, words: Sequence[str], prog: str) -> Any:
@@ -26,13 +29,54 @@ def parse(options: type, words: Sequence[str], prog: str) -> Any:
         InputError: an option or a value that there is not, one that is missing, or a number that
             is not finite or out of its range.
     """
+    _require_words(words)
     given = _read(options, words, prog)
+    _require_ascii(options, words)
     check_numbers(given)
     if (defaults := _defaults(options)) is None:
         return given
     completed = _read(options, words, prog, defaults(given))
     check_numbers(completed)
     return completed
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line of bounded length; what is left out stands in the middle of it."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 105]} ... {line[-100:]}"
+
+
+def _require_words(words: Sequence[str]) -> None:
+    """No option takes what cannot be part of a command line, or is longer than a path may be.
+
+    Raises:
+        InputError: shows the beginning of the word.
+    """
+    for word in words:
+        try:
+            good = "\x00" not in word and len(os.fsencode(word)) <= LONGEST_WORD
+        except UnicodeEncodeError:
+            good = False
+        if not good:
+            raise InputError(
+                f'expected words of at most {LONGEST_WORD} bytes of text, received "{shown(word)}" '
+                f"of {len(word)} characters"
+            )
+
+
+def _require_ascii(options: type, words: Sequence[str]) -> None:
+    """Python reads the digits of every script, which nobody means who types them for a number.
+
+    Raises:
+        InputError: names the option.
+    """
+    numeric = {f"--{name.replace('_', '-')}" for name in numeric_fields(options)}
+    flag = ""
+    for word in words:
+        name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        flag = name.replace("_", "-")
+        if flag in numeric and not value.isascii():
+            raise InputError(f'{flag} expects plain digits; received "{shown(value)}".')
 
 
 def start(options: type, words: Sequence[str], prog: str) -> Any:
@@ -82,9 +126,9 @@ def refusal(event: Any, options: type, prog: str) -> str | None:
         tokens = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", [])
         unknown = next((t.partition("=")[0] for t in tokens if t.startswith("-")), None)
         if unknown:
-            return f"unknown option {unknown}.{_similar(unknown, list(known))} {more}."
+            return f"unknown option {shown(unknown)}.{_similar(unknown, list(known))} {more}."
         if tokens:
-            return f'"{tokens[0]}" follows no option that takes it; {more}.'
+            return f'"{shown(tokens[0])}" follows no option that takes it; {more}.'
         missing = [o.flags[0] if o.flags else o.metavar for o in _missing(event, known)]
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed; {more}."
     name = event.argument.display_name() if getattr(event, "argument", None) else ""
@@ -92,13 +136,13 @@ def refusal(event: Any, options: type, prog: str) -> str | None:
         return None
     metavar = known[name].metavar
     if kind == "InvalidChoice":
-        said = f'{name} expects one of {", ".join(event.choices)}; received "{event.value}".'
+        said = f'{name} expects one of {", ".join(event.choices)}; received "{shown(event.value)}".'
         return said + _similar(event.value, event.choices)
     if kind == "BadValue":
         return f"{name} expects {_expected(metavar)}; {more}."
     if kind == "InstantiationFailure":
         quoted = re.findall(r"'([^']*)'", event.message)
-        received = " ".join(quoted) or event.message
+        received = shown(" ".join(quoted) or event.message)
         return f'{name} expects {_expected(metavar)}; received "{received}".'
     return None
 
@@ -120,5 +164,5 @@ def _expected(metavar: str) -> str:
 
 def _similar(name: str, known: Sequence[str]) -> str:
     """A suggestion where one is close; the list of all would be no help."""
-    hint = did_you_mean(name, known)
+    hint = did_you_mean(shown(name), known)
     return hint if "Did you mean" in hint else ""

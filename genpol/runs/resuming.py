@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from genpol.runs.run import read_config
 from offline.errors import InputError
-from offline.option_check import check_numbers
+from offline.option_check import check_numbers, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,4 +65,4 @@ def _as_typed(value: Any, default: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown(" ".join(map(str, value)) if isinstance(value, tuple) else value)

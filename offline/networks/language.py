@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def find_model(model: str | Path = SHIPPED) -> Path:
             )
         folder = Path(found.origin).parent / "model"
     else:
-        folder = Path(model).expanduser()
+        folder = Path(os.path.expanduser(model))
     if not (folder / "config.json").is_file():
         raise InputError(
             f'"{folder}" holds no sentence encoder (no config.json): pass "{SHIPPED}", or a folder '

@@ -6,6 +6,7 @@ episode succeeded when its infos say so at any step (success, is_success, goal_a
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class MinariEpisodes:
                     )
                 self._data = minari.load_dataset(name)
             else:
-                path = Path(source).expanduser()
+                path = Path(os.path.expanduser(source))
                 require_file(path)
                 self._data = minari.MinariDataset(path)
             spec, storage = self._data.spec, self._data.storage

@@ -6,6 +6,7 @@ A format of one's own is a function of a path, named as "module:function@path". 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def open_dataset(path: str | Path) -> Episodes:
         return MinariEpisodes(text)
     if (own := OWN.fullmatch(text)) and not Path(text).exists():
         return _read_by(*own.groups())
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     require_file(path)
     return _open_folder(path) if path.is_dir() else _open_file(path)
 

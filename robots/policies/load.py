@@ -9,6 +9,7 @@ module:name                         any callable, see robots/policies/callable_p
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _prefix_hint(prefix: str) -> str:
 
 
 def _existing(text: str, prefix: str, *, file: bool) -> Path:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if file and path.is_file() or not file and path.is_dir():
         return path
     kind = "file" if file else "folder"

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -189,7 +190,7 @@ class RobomimicPolicy:
             InputError: the file is missing, not trusted, or not a checkpoint that the installed
                 robomimic can load; see also `__init__`.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if not path.is_file():
             raise InputError(f"expected a robomimic checkpoint, there is no file {path}")
         if not trust:

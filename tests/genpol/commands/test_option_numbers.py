@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import random
 from dataclasses import replace
@@ -127,3 +128,34 @@ def test_presets_and_recommended_defaults_are_in_range():
 
         more = {} if model == "tiny" else {"reward": "clip", "prompts": "x.txt"}
         complete(options_of("finetune")(model=model, **more))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--epochs", "x" * 4000], '--epochs expects a whole number; received "xxx'),
+        (["--" + "x" * 4000], "unknown option --xxx"),
+        (["--output", "x" * 5000], 'at most 4096 bytes of text, received "xxx'),
+        (["--model", "\x00"], "expected words of"),
+        (["--model", "x" * 300 + "/y"], "x"),
+        (["--epochs", "\u0663"], "--epochs expects plain digits"),
+        (["--epochs=\uff13"], "--epochs expects plain digits"),
+        (["junk" * 900], '"junkjunk'),
+        (["--train", "y" * 4000], "--train expects one of lora, full"),
+    ],
+)
+def test_what_is_far_too_long_is_not_repeated_whole(words, said, tmp_path, capsys):
+    assert main(["finetune", *words, "--output", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and said in line and len(line) < 600 and line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_that_was_edited_in_a_run_folder_is_refused(tmp_path, capsys):
+    from genpol.runs.run import FORMAT
+
+    document = {"command": "finetune", "format": FORMAT, "epochs": "10", "model": "tiny"}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert main(["finetune", "--resume", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "config.json: --epochs must be a whole number, received 10" in said
