@@ -209,8 +209,8 @@ class Finetuner:
                 backward=self.backward,
             )
             norms.append(self.optimiser_step())
-        # Weights may be finite and what the network says may not.
-        self.require_finite("what the network predicts", self.ratio_error(score, rollouts))
+        with torch.no_grad():  # weights may be finite and what the network says may not
+            self.require_finite("what the network says", self.ratio_error(score, rollouts, 4))
         seconds = time.perf_counter() - start
         self.epoch += 1
         stochastic = self.process.stochastic
@@ -256,8 +256,13 @@ class Finetuner:
             f"became {number}. Lower --learning-rate, or scale the reward down{other}"
         )
 
-    def ratio_error(self, score: Callable[[Tensor, Tensor], Tensor], rollouts: Rollouts) -> float:
-        """Largest |log-prob re-scored - log-prob stored| over RATIO_PROBES steps, per dimension.
+    def ratio_error(
+        self,
+        score: Callable[[Tensor, Tensor], Tensor],
+        rollouts: Rollouts,
+        probes: int = RATIO_PROBES,
+    ) -> float:
+        """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
 
         Before any update this is 0 up to arithmetic; anything near --clip means that the clip
         would act on rounding, not on learning.
@@ -265,7 +270,7 @@ class Finetuner:
         used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
         rows, steps = used.nonzero(as_tuple=True)
         # A batch spread over chains and steps, with a graph as in training.
-        pick = torch.linspace(0, len(rows) - 1, min(RATIO_PROBES, len(rows))).long()
+        pick = torch.linspace(0, len(rows) - 1, min(probes, len(rows))).long()
         again = score(rows[pick], steps[pick]).detach()
         return float((again - rollouts.log_prob_old[rows[pick], steps[pick]]).abs().max())
 
