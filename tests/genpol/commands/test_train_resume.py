@@ -130,6 +130,27 @@ def test_several_environments(demos, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+def test_an_environment_that_calls_sys_exit_is_an_error_and_the_run_goes_on(
+    straight, demos, tmp_path, monkeypatch, capsys
+):
+    run, step, calls = tmp_path / "run", toy_reach.ToyReach.step, []
+
+    def leaving(self, action):
+        calls.append(action)
+        if len(calls) == 70:  # in training, after a checkpoint
+            sys.exit(0)
+        return step(self, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_reach.ToyReach, "step", leaving)
+        assert train(data=demos, output=run) == 2
+    error = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
+    assert len(error) == 1 and "ended by sys.exit(0) in leaving, " in error[0]
+    assert newest(run) in (15, 30) and not (run / "summary.json").exists()
+    assert resume(run) == 0
+    assert_same_run(run, straight)
+
+
 @pytest.mark.slow
 def test_a_dataset_larger_than_memory(demos, tmp_path, monkeypatch, capfd):
     """Its stream goes on where it stood; a checkpoint of before cannot say where that was."""
