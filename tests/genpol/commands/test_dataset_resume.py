@@ -59,7 +59,7 @@ def newest(run: Path) -> int:
 
 
 def check(kind: str, streamed: bool, demos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Stopped at step 11 and killed at step 16, after a row that the checkpoint of 14 lacks."""
+    """Stopped at step 11 and killed at step 20, after two rows that the checkpoint of 14 lacks."""
     command, options = KINDS[kind]
     options = options | (STREAMED if streamed else {})
     straight, run = tmp_path / "straight", tmp_path / "run"
@@ -71,9 +71,9 @@ def check(kind: str, streamed: bool, demos: Path, tmp_path: Path, monkeypatch, c
     assert told in capsys.readouterr().out
     assert newest(run) == 11 and not (run / "summary.json").exists()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 16, None)
+        interrupt_at(patch, 20, None)
         assert resume(command, run) == 130
-    assert newest(run) == 14 and rows(run)[-1]["step"] == "15"
+    assert newest(run) == 14 and rows(run)[-1]["step"] == "20"
     assert bool(len(state(run)["steps"]["learning"]["train"]["buffered"])) == streamed
     assert resume(command, run) == 0
     assert_same_run(run, straight)
