@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge
+from offline.ranges import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class DatasetRunOptions:
     """Run folder."""
     resume: Path | None = None
     """Run folder to go on with, bit for bit. Default: a new run."""
-    checkpoint_every: Annotated[int, Ge(1)] = 1000
+    checkpoint_every: Count = 1000
     """Gradient steps between checkpoints, at least 1. Ctrl-C and SIGTERM also leave one."""
-    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    keep_checkpoints: Count = 2
     """Checkpoints that are kept, at least 1."""
     wandb: Literal["online", "offline", "disabled"] | None = None
     """Where wandb logs. Default: online when logged in, else offline."""

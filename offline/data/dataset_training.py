@@ -21,7 +21,7 @@ from offline.data.episodes import Episodes
 from offline.data.returns import RewardKind
 from offline.data.training_data import training_spec, wanted_keys
 from offline.data.transitions import Embed, Transitions
-from offline.errors import InputError
+from offline.errors import Diverged
 
 Indices = Sequence[int] | np.ndarray
 Log = Callable[[int, dict[str, float]], None]
@@ -145,7 +145,7 @@ class Steps:
         """Steps taken."""
         self.metrics: dict[str, float] = {}
         """Of the last row."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._count, self._seconds = 0, 0.0
 
     @property
@@ -169,7 +169,7 @@ class Steps:
             after: called after every step and its row.
 
         Raises:
-            InputError: the loss or the weights are not finite any more.
+            Diverged: the loss or the weights are not finite any more.
         """
         while not self.complete and not (stop and stop()):
             began = time.perf_counter()
@@ -207,14 +207,14 @@ class Steps:
         """Check the weights; a hundredth of the time of a step.
 
         Raises:
-            InputError: they are not finite.
+            Diverged: they are not finite.
         """
         sizes = torch._foreach_norm([weight.detach() for weight in self.learning.weights()])
         self._require_finite("weights", float(torch.stack(sizes).sum()))
 
     def _require_finite(self, what: str, size: float) -> None:
         if not math.isfinite(size):
-            raise InputError(
+            raise Diverged(
                 f"{self.learning.name} diverged at step {self.step} (its {what} became {size}): "
                 "try a smaller --lr"
             )
@@ -225,7 +225,8 @@ class Steps:
             "learning": self.learning.state_dict(),
             "step": self.step,
             "metrics": self.metrics,
-            "sums": self._sums,
+            # As numbers, which tell NaN apart from weights that are NaN.
+            "sums": {key: float(total) for key, total in self._sums.items()},
             "count": self._count,
             "seconds": self._seconds,
         }
