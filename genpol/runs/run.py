@@ -1,14 +1,12 @@
 """The run folder: everything a run leaves behind, the same for every command.
 
-    config.json    the resolved configuration, format, versions, git hash, command line
-    metrics.csv    one row per log step, first column `step`
-    summary.json   final metrics, flat, numbers
-    checkpoints/   step-000010/{state.safetensors, state.json}
-    samples/       pictures
-    .lock          while a process is at work in the folder, see `genpol.runs.lock`
-    wandb/         wandb's own files, which get the same numbers under the same names
-
-The only file that imports wandb.
+config.json    the resolved configuration, format, versions, git hash, command line
+metrics.csv    one row per log step, first column `step`
+summary.json   final metrics, flat, numbers
+checkpoints/   step-000010/{state.safetensors, state.json}
+samples/       pictures
+.lock          while a process is at work in the folder, see `genpol.runs.lock`
+wandb/         wandb's own files, which get the same numbers under the same names
 """
 
 from __future__ import annotations
@@ -17,24 +15,21 @@ import importlib.metadata
 import io
 import json
 import math
-import netrc
-import os
 import platform
 import shlex
 import subprocess
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from genpol import __version__
 from genpol.runs import checkpoints
 from genpol.runs.interrupts import InterruptGuard
 from genpol.runs.lock import FolderLock
 from genpol.runs.metrics import MetricsCsv
+from genpol.runs.wandb_log import WandbLog, WandbMode
 from offline.errors import InputError
 from offline.files import disk_errors, write_beside
 
@@ -44,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InterruptGuard", "Run", "WandbMode", "read_config"]
 
-WandbMode = Literal["online", "offline", "disabled"]
 _REMEDY = "Free some space or choose another --output; continue a started run with --resume"
 
 
@@ -65,7 +59,7 @@ class Run:
     Raises:
         InputError: the folder holds a run and `resume` is off, or holds none and `resume` is on;
             another process is at work in it; it cannot be written; wandb was asked to be online
-            and cannot be.
+            and nobody is logged in.
     """
 
     def __init__(
@@ -90,9 +84,7 @@ class Run:
 
     def _open(self, document: dict[str, Any], wandb: WandbMode | None) -> None:
         # Before config.json, so that a refusal by wandb leaves the folder free.
-        self._wandb = _start_wandb(self.folder, document, wandb)
-        # After a resume the server may already have later rows; they are the same numbers.
-        self._wandb_step = self._wandb.step if self._wandb else 0
+        self._wandb = WandbLog(self.folder, document, wandb)
         with disk_errors(f"cannot write in {self.folder}", _REMEDY):
             if not self._resumed:
                 text = json.dumps(document, indent=2, default=str) + "\n"
@@ -114,9 +106,10 @@ class Run:
         if error is not None and unused and not self._resumed:
             (self.folder / "metrics.csv").unlink(missing_ok=True)
             (self.folder / "config.json").unlink(missing_ok=True)
-        if self._wandb:
+        try:
             self._wandb.finish(exit_code=0 if error is None else 1)
-        self._lock.release()
+        finally:  # it may take minutes, which Ctrl-C cuts short
+            self._lock.release()
 
     def amend(self, options: Mapping[str, Any]) -> None:
         """Change options in config.json, such as the epochs of a run that is being extended."""
@@ -134,8 +127,7 @@ class Run:
         """
         with disk_errors(f"cannot write {self._metrics.path}", _REMEDY):
             self._metrics.log(step, metrics)
-        if self._wandb and step >= self._wandb_step:
-            self._wandb.log(dict(metrics), step=step)
+        self._wandb.log(step, metrics)
 
     def truncate(self, step: int) -> None:
         """Drop the rows of metrics.csv after `step`, the step of the checkpoint resumed from."""
@@ -154,19 +146,12 @@ class Run:
         with disk_errors(f"cannot write {path}", _REMEDY):
             path.parent.mkdir(exist_ok=True)
             write_beside(path, buffer.getvalue())
-        if self._wandb and step >= self._wandb_step:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(image)}, step=step)
+        self._wandb.image(step, name, image)
         return path
 
     def log_video(self, step: int, name: str, path: Path, caption: str = "") -> None:
         """Show a film that is already in the folder (mp4 or gif) in wandb as NAME."""
-        if self._wandb and step >= self._wandb_step:
-            import wandb
-
-            video = wandb.Video(str(path), caption=caption, format=path.suffix[1:])
-            self._wandb.log({name: video}, step=step)
+        self._wandb.video(step, name, path, caption)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Write summary.json, flat, and wandb's summary. JSON has no NaN: it becomes null."""
@@ -175,8 +160,7 @@ class Run:
         path = self.folder / "summary.json"
         with disk_errors(f"cannot write {path}", _REMEDY):
             write_beside(path, (json.dumps(finite, indent=2) + "\n").encode())
-        if self._wandb:
-            self._wandb.summary.update(numbers)
+        self._wandb.summary(numbers)
 
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
@@ -259,65 +243,3 @@ def _claim(folder: Path, resume: bool) -> FolderLock:
         kind = "a finished" if (folder / "summary.json").exists() else "an unfinished"
         raise InputError(f"{folder} already holds {kind} run: pass another --output or --resume")
     return lock
-
-
-def _start_wandb(folder: Path, config: dict[str, Any], asked: WandbMode | None) -> Any:
-    """A wandb run whose files are under `folder`, or None when disabled or not installed."""
-    environment = os.environ.get("WANDB_MODE")
-    mode = asked or (environment if environment in ("online", "offline", "disabled") else None)
-    if mode == "disabled":
-        return None
-    try:
-        import wandb
-
-        start = wandb.init  # a folder named wandb/ in the working directory imports, but is empty
-    except (ImportError, AttributeError):
-        print('wandb is not installed, so it gets nothing: pip install "genpol[wandb]"')
-        return None
-    if mode == "online" and not _logged_in():
-        raise InputError("not logged in to wandb: run `wandb login`, or pass --wandb offline")
-
-    id_file = folder / "wandb" / "run_id"
-    with disk_errors(f"cannot write {id_file}", _REMEDY):
-        id_file.parent.mkdir(exist_ok=True)
-        if not id_file.exists():
-            write_beside(id_file, uuid.uuid4().hex[:8].encode())
-    # Silent, because its several lines a run would drown the one that matters.
-    settings = wandb.Settings(silent=True, init_timeout=30)
-    common = {
-        "project": "genpol",
-        "name": folder.resolve().name,
-        "id": id_file.read_text().strip(),
-        "resume": "allow",
-        "dir": folder,
-        "config": config,
-        "settings": settings,
-    }
-    if mode == "online" or (mode is None and _logged_in()):
-        try:
-            wandb.setup(settings)  # else logging in is not silent
-            run = start(mode="online", **common)
-            print(f"wandb: {run.url}")
-            return run
-        except wandb.errors.Error as error:
-            if mode == "online":
-                reason = f"wandb cannot go online ({error}): pass --wandb offline"
-                raise InputError(reason) from error
-            wandb.teardown()  # its service still holds the run's id
-    run = start(mode="offline", **common)
-    command = shlex.join(["wandb", "sync", str(folder / "wandb")])
-    print(f"wandb: logging offline; upload with `{command}`")
-    return run
-
-
-def _logged_in() -> bool:
-    """Whether wandb has a key here: $WANDB_API_KEY or ~/.netrc, as `wandb login` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    path = os.environ.get("NETRC", "~/.netrc")
-    try:
-        entries = netrc.netrc(os.path.expanduser(path))
-        return entries.authenticators(urlsplit(server).netloc) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
