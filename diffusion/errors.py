@@ -27,5 +27,20 @@ class RewardError(InputError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion such as ' Did you mean "attributes"?', or the list of what there is."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
+    close = difflib.get_close_matches(name[:100], [one[:100] for one in known[:1000]], cutoff=0.5)
+    return f' Did you mean "{cut(close[0])}"?' if close else f" Known: {listed(known)}."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: at most twenty, and at most about 300 characters of them."""
+    names = list(names)
+    text = ", ".join(cut(name) for name in names[:20])
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return f"{text} and {len(names) - 20} more" if len(names) > 20 else text
+
+
+def cut(text: object, most: int = 80) -> str:
+    """What was received, for a message: one line of at most `most` printable characters."""
+    words = " ".join(str(text)[: 4 * most].split())
+    words = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return words if len(words) <= most else words[: most - 3] + "..."

@@ -88,7 +88,7 @@ def decode(body: bytes, limits: Limits) -> tuple[Tensor, list[str]]:
             data = io.BytesIO(base64.b64decode(text, validate=True))
             pictures.append(Image.open(data, formats=["PNG"]))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise Refusal(413, f"image {number} has too many pixels") from None
+            raise Refusal(413, f"image {number} has more than {limits.pixels} pixels") from None
         except Exception as error:  # whatever a library raises on bytes that it cannot read
             raise Refusal(400, f"image {number} is no base64 PNG: {str(error)[:200]}") from None
     if len({picture.size for picture in pictures}) > 1:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, cut
 from diffusion.rewards import jpeg, world
 from diffusion.rewards.aesthetic import load_aesthetic
 from diffusion.rewards.clip import load_clip, load_hpsv2, load_pickscore
@@ -60,7 +60,9 @@ def load_reward(
     terms = parse(expression, [*PLAIN, *WITH_WEIGHTS])
     for term in terms:  # before any weights are read
         if term.name in PLAIN and term.location is not None:
-            raise InputError(f'Reward "{term.name}" has no weights: leave out @{term.location}.')
+            raise InputError(
+                f'Reward "{term.name}" has no weights: leave out @{cut(term.location)}.'
+            )
     built = [(term.weight, _label(term, terms), _load(term, device, trust)) for term in terms]
     return Reward(expression, built)
 

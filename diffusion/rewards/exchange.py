@@ -84,14 +84,16 @@ def exchange(
 
     thread = threading.Thread(target=work, name="reward exchange", daemon=True)
     thread.start()
+    late = True
     try:
         thread.join(seconds)
+        late = thread.is_alive()
     finally:
-        if thread.is_alive():  # it ends once its socket does
+        if late:  # it ends once its socket does; what it then says does not count
             for one in sockets:
                 with contextlib.suppress(Exception):
                     socket.socket.shutdown(one, socket.SHUT_RDWR)
-    if not outcome:
+    if late:
         raise Late
     if isinstance(outcome[0], BaseException):
         raise _sorted(outcome[0])

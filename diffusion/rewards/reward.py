@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.errors import InputError, RewardError
+from diffusion.errors import InputError, RewardError, cut
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
 
@@ -73,7 +73,8 @@ class Reward:
         parts = [weight * components[label].double() for label, (weight, _) in self._terms.items()]
         total = torch.stack(parts).sum(dim=0).float()
         if not torch.isfinite(total).all():
-            raise RewardError(f'Reward "{self.expression}" overflows float32: use smaller weights.')
+            name = cut(self.expression)
+            raise RewardError(f'Reward "{name}" overflows float32: use smaller weights.')
         return total
 
 
@@ -86,28 +87,30 @@ def checked(label: str, function: RewardFn, images: Tensor, prompts: list[str]) 
     """
     if not prompts:
         return torch.zeros(0)
+    label = cut(label)
     try:
         value = function(images, prompts)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a reward that leaves does not end the run quietly
         culprit, where = _find_culprit(function, images, prompts, error)
         raise RewardError(f'Reward "{label}" raised {_said(culprit)} {where}.') from culprit
-    values = _to_tensor(label, value, len(prompts))
+    exact = _to_tensor(label, value, len(prompts))
+    values = exact.to(torch.float32)
     bad = ~torch.isfinite(values)
     if bad.any():
         index = _first(bad)
         more = f" (and {int(bad.sum()) - 1} more)" if bad.sum() > 1 else ""
         raise RewardError(
-            f'Reward "{label}" returned {values[index].item()} for {_prompt(prompts, index)}'
-            f"{more}: expected finite numbers."
+            f'Reward "{label}" returned {exact[index].item()} for {_prompt(prompts, index)}'
+            f"{more}: expected finite numbers, at most 3.4e38 (float32)."
         )
     return values
 
 
 def _find_culprit(
-    function: RewardFn, images: Tensor, prompts: list[str], error: Exception
-) -> tuple[Exception, str]:
+    function: RewardFn, images: Tensor, prompts: list[str], error: BaseException
+) -> tuple[BaseException, str]:
     """Retry one image at a time: the first one's error and prompt, or why there is none."""
     if len(prompts) == 1:
         return error, f"for {_prompt(prompts, 0)}"
@@ -117,7 +120,7 @@ def _find_culprit(
             return error, f"on a batch that begins with {_prompt(prompts, 0)}"
         try:
             function(images[index : index + 1], [prompt])
-        except Exception as single:
+        except (Exception, SystemExit) as single:
             return single, f"for {_prompt(prompts, index)}"
     return error, (
         f"on a batch that begins with {_prompt(prompts, 0)}, but on none of its images alone: "
@@ -126,29 +129,34 @@ def _find_culprit(
 
 
 def _to_tensor(label: str, value: Any, count: int) -> Tensor:
-    """Tensor, array or list of numbers -> (count,) float32 on the CPU."""
+    """Tensor, array or list of numbers -> (count,) float64 on the CPU."""
     expected = f"expected a tensor of shape ({count},), one number per image"
     try:
         tensor = value
         if isinstance(value, (list, tuple)):
             tensor = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in value]
         if not isinstance(tensor, Tensor):
-            if tensor is None:  # numpy would make it NaN
-                raise TypeError("nothing returned")
-            tensor = torch.from_numpy(np.array(tensor, dtype=np.float64))
+            array = np.array(tensor)  # text, complex numbers and None would become floats
+            odd = (str, bytes, complex, type(None))
+            objects = array.flat if array.dtype.kind == "O" else ()
+            if array.dtype.kind not in "biufO" or any(isinstance(v, odd) for v in objects):
+                raise TypeError("no real numbers")
+            tensor = torch.from_numpy(array.astype(np.float64))
         if tensor.is_complex():
             raise TypeError("complex numbers")
-        values = tensor.detach().to("cpu", torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+        if tensor.shape == (count,):  # anything else may be huge, and is only named
+            tensor = tensor.detach().to("cpu", torch.float64)
+    except Exception as error:  # an object of the reward's own may raise anything here
         inside = ""
         if isinstance(value, (list, tuple)):
-            inside = f" of {', '.join(sorted({type(v).__name__ for v in value}))}"
+            inside = f" of {cut(', '.join(sorted({type(v).__name__ for v in value})))}"
         raise RewardError(
-            f'Reward "{label}" returned a {type(value).__name__}{inside}: {expected}.'
+            f'Reward "{label}" returned a {cut(type(value).__name__)}{inside}: {expected}.'
         ) from error
-    if values.shape != (count,):
-        raise RewardError(f'Reward "{label}" returned shape {tuple(values.shape)}: {expected}.')
-    return values
+    if tensor.shape != (count,):
+        shape = cut(str(tuple(tensor.shape)))
+        raise RewardError(f'Reward "{label}" returned shape {shape}: {expected}.')
+    return tensor
 
 
 def _first(mask: Tensor) -> int:
@@ -162,6 +170,8 @@ def _prompt(prompts: list[str], index: int) -> str:
     return f"prompt {index + 1} of {len(prompts)}, {shown}"
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"SystemExit ({cut(str(error.code))})"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

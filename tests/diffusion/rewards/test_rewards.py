@@ -184,6 +184,11 @@ def returns(value):
 PROMPTS = ["a cat", "a dog\nin two lines", "a bird"]
 
 
+class Spiteful:
+    def __array__(self, *args, **kw):
+        raise ZeroDivisionError("no array")
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -220,7 +225,19 @@ def test_booleans_count_as_zero_and_one() -> None:
         (torch.zeros(3, dtype=torch.complex64), "expected a tensor"),
         ([1.0, float("nan"), float("inf")], r'nan for prompt 2 of 3, "a dog.*and 1 more'),
         (torch.tensor([1.0, 2.0, -float("inf")]), r'-inf for prompt 3 of 3, "a bird"'),
-        ([1e300, 0.0, 0.0], r"inf for prompt 1 of 3"),
+        ([1e300, 0.0, 0.0], r"1e.300 for prompt 1 of 3.*float32"),
+        ([0.0, 10**400, 0.0], "list of float, int"),
+        ([1 + 2j, 0, 0], "list of complex, int"),
+        (np.array([1 + 2j, 0, 0]), "returned a ndarray"),
+        (np.array(["1", "2", "3"]), "returned a ndarray"),
+        ([0.0, None, 0.0], "list of NoneType, float"),
+        ([0.0, object(), 0.0], "list of float, object"),
+        ({"a cat": 1.0}, "returned a dict"),
+        ((x for x in (1, 2, 3)), "returned a generator"),
+        (np.zeros(3, "datetime64[s]"), "returned a ndarray"),
+        (np.empty((0, 10**6)), r"shape \(0, 1000000\)"),
+        (torch.zeros(1).expand(10**12), r"shape \(1000000000000,\)"),
+        (Spiteful(), "returned a Spiteful"),
     ],
 )
 def test_refuses_the_rest(value, said: str) -> None:
@@ -243,6 +260,23 @@ def test_a_raising_reward_is_reported_with_the_first_prompt_it_cannot_take() -> 
         checked("fussy", fussy, images(3), PROMPTS)
     assert calls == [3, 1, 1]  # it stops at the first
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("code", [None, 0, 3, "bye" * 1000])
+def test_a_reward_that_leaves_the_process_is_an_error(code, tmp_path, monkeypatch) -> None:
+    def leave(batch, prompts):
+        if any("dog" in prompt for prompt in prompts):
+            sys.exit(code)
+        return torch.zeros(len(prompts))
+
+    with pytest.raises(RewardError, match=r'raised SystemExit .* prompt 2 of 3, "a dog') as caught:
+        checked("leave", leave, images(3), PROMPTS)
+    assert len(str(caught.value)) < 300
+    (tmp_path / "own_rewards_e.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(InputError, match="importing own_rewards_e raised SystemExit"):
+        load_reward("own_rewards_e:f")
 
 
 def test_a_reward_that_fails_only_on_batches_says_so() -> None:
