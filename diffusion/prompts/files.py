@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader
 
-from diffusion.errors import InputError, did_you_mean
+from diffusion.errors import InputError, cut, did_you_mean, listed
 
 LONGEST_LINE = 2**20  # bytes; more is not a file of prompts
 FORMATS = ".txt, .jsonl, .csv or .tsv"
@@ -29,8 +29,9 @@ class PromptFile:
     """A file of prompts. `digest` (hex SHA-256 of its bytes) is there once `scan` has ended."""
 
     def __init__(self, spec: str, column: str) -> None:
-        self.spec, self.column = spec, column
         self.path = os.path.abspath(os.path.expanduser(spec))
+        self.spec = spec = cut(spec, 200)  # as messages show it
+        self.column = column
         self.digest = ""
         self.stamp = (-1, -1)  # size and modification time at which the digest was right
         if os.path.isdir(self.path):
@@ -211,7 +212,6 @@ def _rows(delimiter: str, lines: _Lines) -> Iterator[tuple[int, list[str]]]:
 
 def _no_column(kind: str, column: str, names: list[str]) -> str:
     """What is missing, what there is, and which of it was perhaps meant, on one line."""
-    names = [" ".join(name.split()) for name in names]
     hint = did_you_mean(column, names)
-    listed = f" Known: {', '.join(names)}." if hint.startswith(" Did") else ""
-    return f'no {kind} "{column}".{hint}{listed}'
+    known = f" Known: {listed(names)}." if hint.startswith(" Did") else ""
+    return f'no {kind} "{cut(column)}".{hint}{known}'

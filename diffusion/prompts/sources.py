@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.errors import InputError, did_you_mean
+from diffusion.errors import InputError, cut, did_you_mean
 from diffusion.prompts.files import PromptFile, exists
 from diffusion.world import scenes
 
@@ -159,9 +159,8 @@ def _open(spec: str | Sequence[str], column: str) -> str | _InMemory | PromptFil
         return _InMemory(ANIMALS)
     if exists(spec):
         return PromptFile(spec, column)
-    raise InputError(
-        f"Prompts {spec!r}: no file of that name, and no generator.{did_you_mean(spec, GENERATORS)}"
-    )
+    hint = did_you_mean(spec, GENERATORS)
+    raise InputError(f"Prompts '{cut(spec)}': no file of that name, and no generator.{hint}")
 
 
 def _digest(content: str | _InMemory | PromptFile) -> str:

@@ -15,7 +15,9 @@ A reward is any function of (images, prompts) that returns B numbers, higher is 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -63,8 +65,25 @@ def load_reward(
             raise InputError(
                 f'Reward "{term.name}" has no weights: leave out @{cut(term.location)}.'
             )
+        _check_location(term)
     built = [(term.weight, _label(term, terms), _load(term, device, trust)) for term in terms]
     return Reward(expression, built)
+
+
+def _check_location(term: Term) -> None:
+    """Raises InputError where weights can stand nowhere: no file and no hub id has such a name."""
+    if term.location is None:
+        return
+    try:
+        Path(term.location).expanduser().stat()
+    except (ValueError, RuntimeError) as error:  # a NUL, half a surrogate pair, no such user
+        why = cut(error)
+    except OSError as error:
+        why = "the name is too long" if error.errno == errno.ENAMETOOLONG else ""
+    else:
+        return
+    if why:
+        raise InputError(f'Reward "{term.name}": no weights at "{cut(term.location)}" ({why}).')
 
 
 def _load(term: Term, device: str | torch.device, trust: bool) -> RewardFn:

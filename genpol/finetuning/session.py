@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Evaluation, Finetuner
 from genpol.finetuning.export import save_weights
 from genpol.finetuning.samples import PICTURES, before_after_picture, save_evaluation
 from genpol.reports.grids import grid
 from genpol.runs.run import Run
+from offline.errors import Diverged
 
 
 class Session:
@@ -21,7 +25,7 @@ class Session:
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.before: dict[str, float] = {}
         self.seconds, self.mark = 0.0, time.perf_counter()
-        self.saved_epoch = -1
+        self.saved_epoch = self.logged_epoch = -1
 
     @property
     def final_images(self) -> int:
@@ -64,6 +68,7 @@ class Session:
             metrics |= {f"eval/{k}": v for k, v in means(result).items()}
             self.picture(epoch, result)
         self.run.log(epoch, metrics)
+        self.logged_epoch = epoch
         if epoch % self.checkpoint_every == 0 or last:
             self.save()
 
@@ -76,6 +81,20 @@ class Session:
         self.saved_epoch = epoch
         with self.tuner.averaged_weights():
             save_weights(self.tuner.policy, self.run.folder)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Errors inside say what is kept, and how to go on.
+
+        A reward that fails, as a server may, costs no epoch that has ended: it is saved first.
+        """
+        try:
+            yield
+        except (InputError, Diverged) as error:
+            ended = self.logged_epoch == self.tuner.epoch > self.saved_epoch
+            if isinstance(error, RewardError) and ended:
+                self.save()
+            raise type(error)(f"{error} [{self.checkpoint_note()}]") from error
 
     def checkpoint_note(self) -> str:
         if self.saved_epoch < 0:

@@ -119,21 +119,19 @@ class WandbLog:
 
     def _try(self, failure: str, seconds: int, function: Callable[..., Any], *args, **kw) -> Any:
         """What `function` returns; None, and wandb is given up, where it fails or hangs."""
-        try:
-            return self._thread.call(seconds, function, *args, **kw)
-        except (InputError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            reason = "its service has ended" if _service_ended() else _reason(error)
-            _warn(f"wandb {failure} ({reason}); the run goes on without it, its files are whole")
-            run, self._run = self._run, None
-            if isinstance(error, _Hangs):
-                _kill_service()  # which frees the thread
-            try:
-                self._thread.call(CLEANING_SECONDS, _clean, run)
-            except _Hangs:
-                _kill_service()
-            return None
+        value, error = self._thread.call(seconds, function, *args, **kw)
+        if error is None:
+            return value
+        if isinstance(error, InputError):
+            raise error
+        reason = "its service has ended" if _service_ended() else _reason(error)
+        _warn(f"wandb {failure} ({reason}); the run goes on without it, its files are whole")
+        run, self._run = self._run, None
+        if isinstance(error, _Hangs):
+            _kill_service()  # which frees the thread
+        if isinstance(self._thread.call(CLEANING_SECONDS, _clean, run)[1], _Hangs):
+            _kill_service()
+        return None
 
 
 class _Hangs(Exception):
@@ -154,8 +152,13 @@ class _Thread:
         self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="wandb calls", daemon=True).start()
 
-    def call(self, seconds: int, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """What `function` returns or raises, SystemExit included. Raises _Hangs."""
+    def call(
+        self, seconds: int, function: Callable[..., Any], *args: Any, **kw: Any
+    ) -> tuple[Any, BaseException | None]:
+        """What `function` returns, and what it raises instead, SystemExit included, or _Hangs.
+
+        What a signal raises here, while it waits, goes through.
+        """
         done = threading.Event()
         outcome: list[Any] = [None, None]
 
@@ -171,12 +174,8 @@ class _Thread:
         # A second at a time: while the whole process is stopped, no more than one second counts.
         for _ in range(seconds):
             if done.wait(1):
-                break
-        else:
-            raise _Hangs(f"no answer within {seconds} seconds")
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+                return outcome[0], outcome[1]
+        return None, _Hangs(f"no answer within {seconds} seconds")
 
     def begin(self, job: Callable[[], Any]) -> None:
         self._jobs.put(job)

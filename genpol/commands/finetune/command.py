@@ -142,7 +142,6 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     from genpol.finetuning.session import Session
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
-    from offline.errors import Diverged
 
     tuner, identity = build(config, given)
     for key, value in identity.items():
@@ -171,33 +170,33 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             keep_checkpoints=config.keep_checkpoints,
         )
         session.restore()
-        if tuner.epoch >= config.epochs:
-            print(f"{config.output} has already run {tuner.epoch} epochs; raise --epochs to go on")
-        else:
-            report = self_check(tuner)  # after a resume as well: the machine may be another
-            for line in report.warnings:
-                print(f"warning: {line}")
-            if tuner.epoch == 0:
-                session.begin(report.metrics)
-        bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
-        with bar:
-            while tuner.epoch < config.epochs and not guard.stop:
-                try:
-                    metrics = tuner.run_epoch(lambda: guard.stop)
-                    bar.update()
-                    bar.set_postfix(
-                        reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
-                    )
-                    session.after_epoch(metrics)
-                except Stopped:
-                    break
-                except (InputError, Diverged) as error:
-                    raise type(error)(f"{error} [{session.checkpoint_note()}]") from error
-        if done := tuner.epoch >= config.epochs:
-            summary = session.finish()
-        else:
-            session.save()
-    if not done:
+        with session.keeping():
+            if tuner.epoch >= config.epochs:
+                done = f"{config.output} has already run {tuner.epoch} epochs"
+                print(f"{done}; raise --epochs to go on")
+            else:
+                report = self_check(tuner)  # after a resume as well: the machine may be another
+                for line in report.warnings:
+                    print(f"warning: {line}")
+                if tuner.epoch == 0:
+                    session.begin(report.metrics)
+            bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
+            with bar:
+                while tuner.epoch < config.epochs and not guard.stop:
+                    try:
+                        metrics = tuner.run_epoch(lambda: guard.stop)
+                        bar.update()
+                        bar.set_postfix(
+                            reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
+                        )
+                        session.after_epoch(metrics)
+                    except Stopped:
+                        break
+            if ended := tuner.epoch >= config.epochs:
+                summary = session.finish()
+            else:
+                session.save()
+    if not ended:
         raise guard.interrupted(
             f"stopped after epoch {tuner.epoch}; to continue: "
             f"genpol finetune --resume {config.output}"
