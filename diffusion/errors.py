@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from pathlib import PurePath
+
+_LISTED = 300  # characters of names that a message lists
+_SHORT = reprlib.Repr()  # a few entries of a few levels: a value may be large, or deep
 
 
 class InputError(ValueError):
@@ -24,23 +29,26 @@ class RewardError(InputError):
     """A reward that raised, or returned NaN or the wrong shape; names the offending prompt."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A received value as a message repeats it: on one line, cut after `most` characters."""
+    if isinstance(value, BaseException | PurePath):
+        value = " ".join(str(value).split())
+    text = value if isinstance(value, str) else _SHORT.repr(value)
+    cut = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
+    return cut if len(cut) <= most else f"{cut[:most]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion such as ' Did you mean "attributes"?', or the list of what there is."""
     known = list(known)
     close = difflib.get_close_matches(name[:100], [one[:100] for one in known[:1000]], cutoff=0.5)
-    return f' Did you mean "{cut(close[0])}"?' if close else f" Known: {listed(known)}."
+    return f' Did you mean "{shown(close[0])}"?' if close else f" Known: {listed(known)}."
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: at most twenty, and at most about 300 characters of them."""
-    names = list(names)
-    text = ", ".join(cut(name) for name in names[:20])
-    text = text if len(text) <= 300 else text[:297] + "..."
-    return f"{text} and {len(names) - 20} more" if len(names) > 20 else text
-
-
-def cut(text: object, most: int = 80) -> str:
-    """What was received, for a message: one line of at most `most` printable characters."""
-    words = " ".join(str(text)[: 4 * most].split())
-    words = "".join(letter if letter.isprintable() else "?" for letter in words)
-    return words if len(words) <= most else words[: most - 3] + "..."
+    """Names for a message, at most about 300 characters of them."""
+    names, first = list(names), list[str]()
+    while len(first) < len(names) and sum(map(len, first)) < _LISTED:
+        first.append(shown(names[len(first)]))
+    more = f" and {len(names) - len(first)} more" if len(first) < len(names) else ""
+    return f"{', '.join(first)}{more}"

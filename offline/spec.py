@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offline.errors import SpecError
+from offline.documents import as_document
+from offline.errors import InputError, SpecError, shown
 
 Scale = Literal["bounds", "p01_p99", "mean_std", "none"]
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -279,21 +280,45 @@ class ActionSpec:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> ActionSpec:
+    def from_dict(cls, saved: Any, what: str = "an action spec") -> ActionSpec:
         """The spec that `to_dict` wrote.
 
+        Args:
+            saved: what JSON holds.
+            what: what errors call it.
+
         Raises:
-            SpecError: an entry is missing or unknown.
+            SpecError: an entry is missing, unknown, of another type, or no number that actions can
+                be normalised by.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(saved, dict):
+            raise SpecError(f"{what} should be a JSON object, received {shown(saved)}")
         if wrong := set(saved) ^ known:
             raise SpecError(
-                f"an ActionSpec has {sorted(known)}; these do not match: {sorted(wrong)}"
+                f"an ActionSpec has {sorted(known)}; these do not match: "
+                f"{shown(', '.join(sorted(map(str, wrong))))}"
             )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()
-        }
-        return cls(**values)
+        try:
+            spec = as_document(saved, cls, what)
+        except SpecError:
+            raise
+        except InputError as error:
+            raise SpecError(str(error)) from error
+        spec._require_numbers(what)
+        return spec
+
+    def _require_numbers(self, what: str) -> None:
+        """Infinite bounds are no fault; then there may be no statistics."""
+        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if not low <= high:
+                raise SpecError(f"{what}: {self.describe(i)} has the bounds [{low:g}, {high:g}]")
+            if np.isfinite([low, high]).all():
+                said = [getattr(self, name)[i] for name in ("mean", "std", "p01", "p99")]
+                if not np.isfinite(said).all() or said[1] < 0:
+                    raise SpecError(
+                        f"{what}: {self.describe(i)} has mean, std, p01 and p99 {shown(said)}"
+                    )
 
 
 def _numbers(values: Any) -> Numbers:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader
 
-from diffusion.errors import InputError, cut, did_you_mean, listed
+from diffusion.errors import InputError, did_you_mean, listed, shown
 
 LONGEST_LINE = 2**20  # bytes; more is not a file of prompts
 FORMATS = ".txt, .jsonl, .csv or .tsv"
@@ -30,7 +30,7 @@ class PromptFile:
 
     def __init__(self, spec: str, column: str) -> None:
         self.path = os.path.abspath(os.path.expanduser(spec))
-        self.spec = spec = cut(spec, 200)  # as messages show it
+        self.spec = spec = shown(spec, 200)  # as messages show it
         self.column = column
         self.digest = ""
         self.stamp = (-1, -1)  # size and modification time at which the digest was right
@@ -214,4 +214,4 @@ def _no_column(kind: str, column: str, names: list[str]) -> str:
     """What is missing, what there is, and which of it was perhaps meant, on one line."""
     hint = did_you_mean(column, names)
     known = f" Known: {listed(names)}." if hint.startswith(" Did") else ""
-    return f'no {kind} "{cut(column)}".{hint}{known}'
+    return f'no {kind} "{shown(column)}".{hint}{known}'

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.errors import InputError, cut, did_you_mean
+from diffusion.errors import InputError, did_you_mean, shown
 from diffusion.prompts.files import PromptFile, exists
 from diffusion.world import scenes
 
@@ -160,7 +160,7 @@ def _open(spec: str | Sequence[str], column: str) -> str | _InMemory | PromptFil
     if exists(spec):
         return PromptFile(spec, column)
     hint = did_you_mean(spec, GENERATORS)
-    raise InputError(f"Prompts '{cut(spec)}': no file of that name, and no generator.{hint}")
+    raise InputError(f"Prompts '{shown(spec)}': no file of that name, and no generator.{hint}")
 
 
 def _digest(content: str | _InMemory | PromptFile) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion.errors import InputError, cut
+from diffusion.errors import InputError, shown
 from diffusion.rewards import jpeg, world
 from diffusion.rewards.aesthetic import load_aesthetic
 from diffusion.rewards.clip import load_clip, load_hpsv2, load_pickscore
@@ -63,7 +63,7 @@ def load_reward(
     for term in terms:  # before any weights are read
         if term.name in PLAIN and term.location is not None:
             raise InputError(
-                f'Reward "{term.name}" has no weights: leave out @{cut(term.location)}.'
+                f'Reward "{term.name}" has no weights: leave out @{shown(term.location)}.'
             )
         _check_location(term)
     built = [(term.weight, _label(term, terms), _load(term, device, trust)) for term in terms]
@@ -77,13 +77,13 @@ def _check_location(term: Term) -> None:
     try:
         Path(term.location).expanduser().stat()
     except (ValueError, RuntimeError) as error:  # a NUL, half a surrogate pair, no such user
-        why = cut(error)
+        why = shown(error)
     except OSError as error:
         why = "the name is too long" if error.errno == errno.ENAMETOOLONG else ""
     else:
         return
     if why:
-        raise InputError(f'Reward "{term.name}": no weights at "{cut(term.location)}" ({why}).')
+        raise InputError(f'Reward "{term.name}": no weights at "{shown(term.location)}" ({why}).')
 
 
 def _load(term: Term, device: str | torch.device, trust: bool) -> RewardFn:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from diffusion.errors import InputError, cut, did_you_mean
+from diffusion.errors import InputError, did_you_mean, shown
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SIGN = re.compile(r"\s*([+-])\s*")
@@ -69,8 +69,8 @@ def _term(expression: str, text: str, known: Collection[str]) -> tuple[Term, str
     if found := _WEIGHT.match(text):
         weight, text = float(found.group(1)), text[found.end() :]
         if not math.isfinite(weight):
-            given = cut(found.group(1))
-            raise InputError(f'Reward "{cut(expression)}": the weight {given} is not finite.')
+            given = shown(found.group(1))
+            raise InputError(f'Reward "{shown(expression)}": the weight {given} is not finite.')
     text = text.lstrip()
     if _URL.match(text):
         url, rest = _free_text(text, known)
@@ -85,7 +85,7 @@ def _term(expression: str, text: str, known: Collection[str]) -> tuple[Term, str
         return Term(weight, name), rest
     location, rest = _location(expression, rest.lstrip()[1:], known)
     if ":" in name:
-        raise InputError(f'Reward "{cut(name)}" is a function of yours and takes no @location.')
+        raise InputError(f'Reward "{shown(name)}" is a function of yours and takes no @location.')
     return Term(weight, name, location), rest
 
 
@@ -117,14 +117,14 @@ def _example(known: Collection[str]) -> str:
 
 
 def _unreadable(expression: str, rest: str, expected: str) -> InputError:
-    where = f'at "{cut(rest.strip())}"' if rest.strip() else "at its end"
-    return InputError(f'Reward "{cut(expression)}" cannot be read {where}: expected {expected}')
+    where = f'at "{shown(rest.strip())}"' if rest.strip() else "at its end"
+    return InputError(f'Reward "{shown(expression)}" cannot be read {where}: expected {expected}')
 
 
 def _unknown(expression: str, name: str, text: str, known: Collection[str]) -> InputError:
     # jpeg-compressibility reads as "jpeg minus ..."; suggest from the whole hyphenated word.
     word = re.match(r"[\w.-]+", text)
     guess = (word.group() if word else name).replace("-", "_")
-    whole = "" if expression.strip() == name else f' in "{cut(expression)}"'
+    whole = "" if expression.strip() == name else f' in "{shown(expression)}"'
     own = " For a function of yours write module:function." if "." in name else ""
-    return InputError(f'Unknown reward "{cut(name)}"{whole}.{did_you_mean(guess, known)}{own}')
+    return InputError(f'Unknown reward "{shown(name)}"{whole}.{did_you_mean(guess, known)}{own}')

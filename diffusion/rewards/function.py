@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from diffusion.errors import InputError, cut, did_you_mean
+from diffusion.errors import InputError, did_you_mean, shown
 
 
 def load_function(name: str, *, what: str = "Reward") -> Callable[..., Any]:
@@ -19,7 +19,7 @@ def load_function(name: str, *, what: str = "Reward") -> Callable[..., Any]:
     Raises InputError where the module or the function is missing or cannot be imported.
     """
     module_name, _, attribute = name.partition(":")
-    name = cut(name)
+    name = shown(name)
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.insert(0, folder)
@@ -29,7 +29,7 @@ def load_function(name: str, *, what: str = "Reward") -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise InputError(
-                f'{what} "{name}": no module "{cut(error.name)}" in {folder} or among installed '
+                f'{what} "{name}": no module "{shown(error.name)}" in {folder} or among installed '
                 f"packages. Run from the folder that holds it, or add that to PYTHONPATH."
             ) from error
         raise _broken(what, name, module_name, error) from error
@@ -41,19 +41,19 @@ def load_function(name: str, *, what: str = "Reward") -> Callable[..., Any]:
             members = getattr(found, "__dict__", {})
             public = [key for key, value in members.items() if callable(value)]
             hint = did_you_mean(part, public) if public else ""
-            raise InputError(f'{what} "{name}": {cut(module_name)} has no "{cut(part)}".{hint}')
+            raise InputError(f'{what} "{name}": {shown(module_name)} has no "{shown(part)}".{hint}')
         found = getattr(found, part)
     if not callable(found):
         raise InputError(
-            f'{what} "{name}": expected a function, but {cut(attribute)} is a '
+            f'{what} "{name}": expected a function, but {shown(attribute)} is a '
             f"{type(found).__name__}."
         )
     return found
 
 
 def _broken(what: str, name: str, module: str, error: BaseException) -> InputError:
-    module, kind = cut(module), type(error).__name__
+    module, kind = shown(module), type(error).__name__
     return InputError(
-        f'{what} "{name}": importing {module} raised {kind}: {cut(error, 200)}. '
+        f'{what} "{name}": importing {module} raised {kind}: {shown(error, 200)}. '
         f'See it whole with: python -c "import {module}"'
     )

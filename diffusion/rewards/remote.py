@@ -28,7 +28,7 @@ from PIL import Image
 from pydantic_core import from_json
 from torch import Tensor
 
-from diffusion.errors import InputError, RewardError, cut
+from diffusion.errors import InputError, RewardError, shown
 from diffusion.rewards.exchange import (
     Answer,
     ExchangeError,
@@ -73,8 +73,8 @@ class RemoteReward:
         parts = urlsplit(url)
         # A cluster's proxy cannot reach this machine's servers.
         self._trust_env = parts.hostname not in _LOOPBACK
-        shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        self._name = f"The reward server {cut(shown)}"
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self._name = f"The reward server {shown(address)}"
         self._answered = False  # well, at least once
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -99,7 +99,7 @@ class RemoteReward:
     def _batch(self, images: Tensor, prompts: list[str]) -> list[float]:
         body = {"images": [to_png(array) for array in to_uint8(images)], "prompts": prompts}
         count = len(prompts)
-        asked = f"the batch of {count} that begins with prompt {json.dumps(cut(prompts[0]))}"
+        asked = f"the batch of {count} that begins with prompt {json.dumps(shown(prompts[0]))}"
         # A number takes some 25 bytes; the rest is for what a server may say besides.
         return self._insist(lambda: self._ask(body, prompts, 2**20 + 1024 * count, asked))
 
@@ -117,12 +117,12 @@ class RemoteReward:
                 f"cannot be understood: {error}",
                 "Is the address right, and does the server speak this protocol?",
             ) from error
-        said = f"HTTP {answer.status} {cut(answer.body.decode(errors='replace'))}".strip()
+        said = f"HTTP {answer.status} {shown(answer.body.decode(errors='replace'))}".strip()
         if answer.status >= 500 or answer.status in _PASSING:
             raise _Passing(said)
         if 300 <= answer.status < 400:
             raise RewardError(
-                f"{self._name} sends on to {json.dumps(cut(answer.location))} "
+                f"{self._name} sends on to {json.dumps(shown(answer.location))} "
                 f"(HTTP {answer.status}). Prompts and images are not sent to another address: "
                 f"name that one, if it is the right one."
             )
@@ -178,14 +178,14 @@ class RemoteReward:
 
     def _rewards(self, answer: Answer, prompts: Sequence[str], asked: str) -> list[float]:
         expected = f'expected {{"rewards": [{len(prompts)} numbers]}}'
-        shown = repr(cut(answer.body.decode(errors="replace")))
+        came = repr(shown(answer.body.decode(errors="replace")))
         try:
             reply = from_json(answer.body)  # bounded in depth
         except ValueError as error:
-            raise self._perhaps_passing(f"answered {asked} with {shown}", f"{expected}.") from error
+            raise self._perhaps_passing(f"answered {asked} with {came}", f"{expected}.") from error
         rewards = reply.get("rewards") if isinstance(reply, dict) else None
         if not isinstance(rewards, list):
-            raise RewardError(f"{self._name} answered {asked} with {shown}: {expected}.")
+            raise RewardError(f"{self._name} answered {asked} with {came}: {expected}.")
         if len(rewards) != len(prompts):
             raise RewardError(
                 f"{self._name} returned {len(rewards)} rewards for {asked}: {expected}."
@@ -202,9 +202,9 @@ class RemoteReward:
             problem = "does not fit into float32 (at most 3.4e38)"
         else:
             problem = "is no number: expected one of at most 3.4e38, or null"
-        shown = cut(json.dumps(value)) if not isinstance(value, int) else cut(f"{value:#x}")
+        came = shown(json.dumps(value)) if not isinstance(value, int) else shown(f"{value:#x}")
         raise RewardError(
-            f"{self._name} returned {shown} for prompt {json.dumps(cut(prompt))}, which {problem}."
+            f"{self._name} returned {came} for prompt {json.dumps(shown(prompt))}, which {problem}."
         )
 
 
@@ -222,9 +222,9 @@ def load_remote(url: str) -> RemoteReward:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InputError(f'Reward "{cut(url)}" is no address: {error}.') from error
+        raise InputError(f'Reward "{shown(url)}" is no address: {error}.') from error
     if not host:
-        raise InputError(f'Reward "{cut(url)}" names no host: expected http://host:port/path.')
+        raise InputError(f'Reward "{shown(url)}" names no host: expected http://host:port/path.')
     options: dict[str, Any] = {}
     others: list[tuple[str, str]] = []
     known: dict[str, tuple[Callable[[str], float], float, float]] = {
@@ -249,8 +249,8 @@ def load_remote(url: str) -> RemoteReward:
             valid = False
         if not valid:
             raise InputError(
-                f'Reward "{cut(url)}": expected {key} of at least {least} and at most {most:g}, '
-                f'not "{cut(text)}".'
+                f'Reward "{shown(url)}": expected {key} of at least {least} and at most {most:g}, '
+                f'not "{shown(text)}".'
             )
     plain = urlunsplit(parts._replace(query=urlencode(others)))
     remote = RemoteReward(plain, **options)
@@ -268,8 +268,8 @@ def to_png(pixels: Any) -> str:
 def _key_of_variable(name: str) -> str:
     """The key of a server in an environment variable."""
     if not os.environ.get(name):
-        raise InputError(f'key_env: there is no environment variable "{cut(name)}".')
-    return _key(os.environ[name], f"The variable {cut(name)}")
+        raise InputError(f'key_env: there is no environment variable "{shown(name)}".')
+    return _key(os.environ[name], f"The variable {shown(name)}")
 
 
 def _key_of_file(path: str) -> str:
@@ -279,8 +279,8 @@ def _key_of_file(path: str) -> str:
             text = file.read(10_000)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no text"
-        raise InputError(f'key_file: "{cut(path)}" cannot be read ({why}).') from error
-    return _key(text, f"The file {cut(path)}")
+        raise InputError(f'key_file: "{shown(path)}" cannot be read ({why}).') from error
+    return _key(text, f"The file {shown(path)}")
 
 
 def _key(text: str, where: str) -> str:

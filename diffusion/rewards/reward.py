@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.errors import InputError, RewardError, cut
+from diffusion.errors import InputError, RewardError, shown
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
 
@@ -73,7 +73,7 @@ class Reward:
         parts = [weight * components[label].double() for label, (weight, _) in self._terms.items()]
         total = torch.stack(parts).sum(dim=0).float()
         if not torch.isfinite(total).all():
-            name = cut(self.expression)
+            name = shown(self.expression)
             raise RewardError(f'Reward "{name}" overflows float32: use smaller weights.')
         return total
 
@@ -87,7 +87,7 @@ def checked(label: str, function: RewardFn, images: Tensor, prompts: list[str]) 
     """
     if not prompts:
         return torch.zeros(0)
-    label = cut(label)
+    label = shown(label)
     try:
         value = function(images, prompts)
     except InputError:
@@ -149,12 +149,12 @@ def _to_tensor(label: str, value: Any, count: int) -> Tensor:
     except Exception as error:  # an object of the reward's own may raise anything here
         inside = ""
         if isinstance(value, (list, tuple)):
-            inside = f" of {cut(', '.join(sorted({type(v).__name__ for v in value})))}"
+            inside = f" of {shown(', '.join(sorted({type(v).__name__ for v in value})))}"
         raise RewardError(
-            f'Reward "{label}" returned a {cut(type(value).__name__)}{inside}: {expected}.'
+            f'Reward "{label}" returned a {shown(type(value).__name__)}{inside}: {expected}.'
         ) from error
     if tensor.shape != (count,):
-        shape = cut(str(tuple(tensor.shape)))
+        shape = shown(str(tuple(tensor.shape)))
         raise RewardError(f'Reward "{label}" returned shape {shape}: {expected}.')
     return tensor
 
@@ -172,6 +172,6 @@ def _prompt(prompts: list[str], index: int) -> str:
 
 def _said(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return f"SystemExit ({cut(str(error.code))})"
+        return f"SystemExit ({shown(str(error.code))})"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from offline.errors import InputError
+from offline.arrays import check_array, check_shape
+from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 
 
@@ -39,21 +41,46 @@ class Episode:
         Raises:
             InputError: names the episode and what is wrong with it.
         """
-        steps = len(self.actions)
+        actions = check_array(self.actions, name, "actions", shape=(None, None))
+        steps = len(actions)
         if steps == 0:
             raise InputError(f"{name} has no steps")
-        if len(self.rewards) != steps:
-            raise InputError(f"{name} has {steps} actions but {len(self.rewards)} rewards")
+        rewards = check_array(self.rewards, name, "rewards")
+        if len(rewards) != steps:
+            raise InputError(f"{name} has {steps} actions but {len(rewards)} rewards")
+        check_shape(rewards.shape, name, "rewards", (steps,))
+        if not isinstance(self.obs, dict):
+            raise InputError(f"{name}: the observations should be a dict of arrays by name")
         for key, values in self.obs.items():
-            if len(values) != steps + 1:
+            check_array(values, name, key)
+            if values.ndim == 0 or len(values) != steps + 1:
                 raise InputError(
-                    f'{name}: "{key}" has {len(values)} observations for {steps} actions; '
-                    f"expected {steps + 1} (one more than actions): was the file cut off?"
+                    f'{name}: "{shown(key)}" has {len(values) if values.ndim else 0} observations '
+                    f"for {steps} actions; expected {steps + 1} (one more than actions): was the "
+                    "file cut off?"
                 )
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise InputError(f'{name}: "{key}" has NaN or infinite values')
-        if not np.isfinite(self.actions).all():
-            raise InputError(f"{name}: the actions have NaN or infinite values")
+
+    def require_like(self, name: str, obs_shapes: Mapping[str, tuple[int, ...]], dim: int) -> None:
+        """Check that the episode fits its dataset.
+
+        Args:
+            name: what errors call the episode.
+            obs_shapes: of one observation, for each key that is needed.
+            dim: A of its actions.
+
+        Raises:
+            InputError: an observation that is missing or of another shape, or other actions.
+        """
+        check_shape(self.actions.shape, name, "actions", (None, dim))
+        for key, shape in obs_shapes.items():
+            if key not in self.obs:
+                raise InputError(f'{name} has no observation "{shown(key)}"')
+            check_shape(self.obs[key].shape, name, key, (None, *shape))
+            if len(shape) == 3 and (self.obs[key].dtype != np.uint8 or shape[2] != 3):
+                raise InputError(
+                    f'{name}: the image "{shown(key)}" holds {self.obs[key].dtype} '
+                    f"{tuple(shape)}, expected bytes from 0 to 255 (uint8), (height, width, 3)"
+                )
 
 
 class Episodes(Protocol):

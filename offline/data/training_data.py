@@ -130,6 +130,7 @@ def check_actions(
     for index in range(len(episodes)) if indices is None else indices:
         episode = episodes[int(index)]
         episode.check(f"episode {index}")
+        episode.require_like(f"episode {index}", {}, spec.dim)
         wrong = (episode.actions < low - room) | (episode.actions > high + room)  # (T, A)
         total, outside = total + len(wrong), outside + int(wrong.any(1).sum())
         if wrong.any() and not first:

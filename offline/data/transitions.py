@@ -172,8 +172,8 @@ class Transitions:
         index = int(self.indices[position])
         episode = self.episodes[index]
         episode.check(f"episode {index}")
-        if missing := [key for key in self.obs_keys if key not in episode.obs]:
-            raise InputError(f'episode {index} has no observation "{missing[0]}"')
+        shapes = {key: self.obs_shapes[key] for key in self.obs_keys}
+        episode.require_like(f"episode {index}", shapes, self.spec.dim)
         return episode
 
     def _rows(self, episode: Episode) -> Rows:

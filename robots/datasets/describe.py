@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offline.data.episodes import Episode, Episodes
-from offline.errors import InputError
+from offline.errors import InputError, shown
 from robots.datasets.statistics import ActionStatistics, ContentHash
 
 LANGUAGES = 1000  # distinct instructions remembered
@@ -259,4 +259,5 @@ class _Tally:
 
 
 def _brief(shapes: dict[str, tuple[tuple[int, ...], str]]) -> str:
-    return ", ".join(f"{key} {shape} {dtype}" for key, (shape, dtype) in sorted(shapes.items()))
+    each = (f"{shown(key)} {shape} {dtype}" for key, (shape, dtype) in sorted(shapes.items()))
+    return shown(", ".join(each), 160)

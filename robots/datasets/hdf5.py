@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offline.errors import InputError
+from offline.errors import InputError, shown
 
 if TYPE_CHECKING:
     import h5py
@@ -35,14 +34,17 @@ def require_file(path: Path) -> None:
     """Check that there is such a file or folder.
 
     Raises:
-        InputError: names a similar one beside it, where there is one.
+        InputError: names a similar one beside it, where there is one; or the name is none.
     """
-    if path.exists():
-        return
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        if path.exists():
+            return
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:  # longer than names may be, not permitted
+        raise InputError(f'cannot read "{shown(str(path))}": {error.strerror}') from error
     close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
     hint = f' Did you mean "{path.with_name(close[0])}"?' if close else ""
-    raise InputError(f'there is no dataset "{path}".{hint}')
+    raise InputError(f'there is no dataset "{shown(str(path), 200)}".{hint}')
 
 
 @contextmanager
@@ -83,24 +85,6 @@ def _raised_by_h5py(error: Exception) -> bool:
     """Its innermost frame is h5py's, so that our own mistakes keep their traceback."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return "h5py" in frames[-1]
-
-
-def read_json(attrs: Any, name: str, what: str) -> Any:
-    """An attribute that holds JSON, decoded; None where there is none.
-
-    Raises:
-        InputError: it is not JSON.
-    """
-    if name not in attrs:
-        return None
-    text = attrs[name]
-    text = text.decode() if isinstance(text, bytes) else text
-    try:
-        value = json.loads(text)
-        # Some writers encode twice.
-        return json.loads(value) if isinstance(value, str) and value[:1] == "{" else value
-    except (TypeError, ValueError) as error:
-        raise InputError(f'{what}: attribute "{name}" is not JSON ({error})') from error
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from offline.data.episodes import Episode
-from offline.errors import InputError
+from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 from robots.datasets.statistics import ActionStatistics, spec_from_actions
 
@@ -45,7 +45,10 @@ class EpisodeList:
         for i, episode in enumerate(self._episodes):
             episode.check(f"episode {i}")
             if (shapes := _shapes(episode)) != self.obs_shapes:
-                raise InputError(f"episode {i} observes {shapes}, the first {self.obs_shapes}")
+                raise InputError(
+                    f"episode {i} observes {shown(str(shapes))}, the first "
+                    f"{shown(str(self.obs_shapes))}"
+                )
             if episode.actions.ndim != 2 or episode.actions.shape[1] != dim:
                 raise InputError(
                     f"episode {i} has actions {episode.actions.shape}, expected (T, {dim})"

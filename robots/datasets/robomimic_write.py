@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from offline.data.episodes import Episode
-from offline.errors import InputError
+from offline.errors import InputError, shown
 from offline.files import disk_errors, sibling, sync_path
 from offline.spec import ActionSpec
 from robots.datasets.hdf5 import as_observation, import_h5py, plain
@@ -117,7 +117,8 @@ class Hdf5Writer:
             self._shapes = shapes
         if shapes != self._shapes:
             raise InputError(
-                f"episode {self._count} has observations {shapes}, those before it {self._shapes}"
+                f"episode {self._count} has observations {shown(str(shapes))}, those before it "
+                f"{shown(str(self._shapes))}"
             )
         with self._disk_errors():
             self._write(self._data.create_group(name), stored, episode)

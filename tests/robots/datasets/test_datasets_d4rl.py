@@ -84,5 +84,5 @@ def test_mismatched_lengths_and_nan(tmp_path: Path) -> None:
     actions[6] = np.nan
     read = open_dataset(write(tmp_path / "nan.hdf5", actions=actions, terminals=flags(4)))
     read[0]
-    with pytest.raises(InputError, match=r"nan.hdf5\" episode 1: the actions have NaN"):
+    with pytest.raises(InputError, match=r"nan.hdf5\" episode 1: \"actions\" has NaN"):
         read[1]
