@@ -272,7 +272,12 @@ def _clean(run: Any) -> None:
 
 def _bound_exit(thread: _Thread) -> None:
     """At exit wandb waits for its service without end; the thread goes on beside that."""
-    thread.begin(lambda: (time.sleep(EXIT_SECONDS), _kill_service()))
+
+    def end() -> None:
+        time.sleep(EXIT_SECONDS)
+        _kill_service()
+
+    thread.begin(end)
 
 
 def _service() -> Any:

@@ -384,7 +384,7 @@ def test_100_000_prompts_cost_8_bytes_each(write):
         ("long.txt", b"x" * (2**20 + 1), ["longer than 1 MiB"]),
         ("p.csv", b"id,promt,x\n1,a,b\n", ['no column "prompt"', 'mean "promt"', "id, promt, x"]),
         ("p.csv", b"id,zzz\n1,a\n", ['no column "prompt"', "id, zzz"]),
-        ("p.csv", b'"a\nb",zzz\n1,a\n', ['no column "prompt"', "a b, zzz"]),
+        ("p.csv", b'"a\nb",zzz\n1,a\n', ['no column "prompt"', r"a\nb, zzz"]),
         ("p.csv", b"id,prompt\n1,a cat, asleep\n", ["line 2", "3 fields", "2", "quotes"]),
         ("p.csv", b"id,prompt\n1,a\n2\n", ["line 3", "1 fields", "2"]),
         ("p.csv", b'prompt\nok\n"left open\nmore\n', ["line 3", "quote"]),
