@@ -186,10 +186,9 @@ def _in_env_units(policy: Policy, act: Tensor, rows: int) -> np.ndarray:
             f"expected actions (B={rows}, H, A={policy.spec.dim}) from the policy, received "
             f"{tuple(act.shape)}"
         )
-    raw = executed(policy, act)
-    if not torch.isfinite(raw).all():
+    if not torch.isfinite(act).all():  # before clipping, which makes infinity a bound
         raise InputError("the policy gave NaN or infinite actions: are its weights intact?")
-    return raw.numpy()
+    return executed(policy, act).numpy()
 
 
 def _shown(policy: Policy, decision: Any, position: int) -> dict[str, np.ndarray]:
