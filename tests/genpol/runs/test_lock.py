@@ -61,9 +61,12 @@ from pathlib import Path
 from genpol.runs.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+reader, writer = os.pipe()
 forked = os.fork()
 if not forked:
+    os.write(writer, b"x")
     time.sleep(60)
+os.read(reader, 1)  # it has begun to run, and closed what is its parent's
 print(os.getpid(), started.pid, forked, flush=True)
 time.sleep(60)
 """
