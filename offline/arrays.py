@@ -73,8 +73,13 @@ def check_shape(received: tuple[int, ...], where: str, name: str, shape: Shape) 
 
 def is_finite(values: np.ndarray) -> bool:
     """Whether all numbers are finite as float32, which is what everything is computed in."""
+    return bool(np.isfinite(single(values)).all())
+
+
+def single(values: np.ndarray) -> np.ndarray:
+    """As float32; what is too large becomes infinite, and is refused where it is checked."""
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())
+        return values.astype(np.float32, copy=False)
 
 
 def _text(shape: Shape) -> str:

@@ -96,6 +96,8 @@ def _line(error: Any, name: str) -> str:
     at = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("missing", "missing_argument"):
         return f'{name} has no "{shown(at)}"'
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f'{name} has the unknown entry "{shown(at)}": was it written by another version?'
     if first["type"].startswith("dataclass"):
         expected = "should be a JSON object"
     else:

@@ -11,21 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import safetensors.torch
+import torch
+from annotated_types import Ge
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from offline.errors import InputError
+from offline.documents import read_document
+from offline.errors import InputError, shown
 from offline.files import siblings, write_together
 from offline.finite import require_finite, require_loaded_finite
 from offline.spec import ActionSpec
 
 HASH = "weights_sha256"
 UNFINISHED = "unfinished"  # in `meta` while the run that learns the model has not come to its end
+Size = Annotated[int, Ge(0)]
+LARGEST = 1 << 16  # of what a document may ask for: a width, a number of layers or steps
 
 
 class Described(Protocol):
@@ -104,17 +110,16 @@ def load_model(
     for name in (weights, config):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing: was the folder copied whole?")
+    entries = read_document(folder / config, dict[str, Any])
     try:
-        document = json.loads((folder / config).read_text("utf-8"))
-        found = document.get("format")
+        found = entries.get("format")
         if found != form:
-            raise ValueError(f'its format is {found!r}, not "{form}"')
+            raise ValueError(f"its format is '{shown(found)}', not \"{form}\"")
         data = (folder / weights).read_bytes()
         tensors = safetensors.torch.load(data)
-        document = _of(data, document, folder / config)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read the {kind} in {folder}: {reason}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot read the {kind} in {folder}: {shown(str(error), 160)}") from error
+    document = _of(data, entries, folder / config)
     if document is None:
         raise InputError(
             f"{folder / weights} does not fit {config} beside it: are they of two models? Weights "
@@ -137,21 +142,100 @@ def _of(weights: bytes, document: dict[str, Any], path: Path) -> dict[str, Any] 
     if document.get(HASH) == digest:
         return document
     for left in siblings(path):
-        staged: dict[str, Any] = json.loads(left.read_text("utf-8"))
+        staged = read_document(left, dict[str, Any])
         if staged.get(HASH) == digest:
             return staged
     return None if HASH in document else document
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], weights: Path, config: str) -> None:
-    """Give a model the weights of its file.
+@dataclass(frozen=True)
+class ModelDocument:
+    """What every document of a model of observations and actions says."""
+
+    spec: dict[str, Any]
+    obs_shapes: dict[str, tuple[Size, ...]]
+    env: str | None
+    meta: dict[str, Any]
+    architecture: dict[str, Any]
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = [self.spec.get("chunk", 1), *sum(map(list, self.obs_shapes.values()), [])]
+        for value in self.architecture.values():
+            sizes += value if isinstance(value, list) else [value]
+        if len(sizes) > LARGEST or any(type(n) is int and n > LARGEST for n in sizes):
+            raise ValueError(f"sizes should be at most {LARGEST}")
+
+    def action_spec(self) -> ActionSpec:
+        """The spec.
+
+        Raises:
+            SpecError: it is none.
+        """
+        return ActionSpec.from_dict(self.spec, 'its "spec"')
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build(
+    make: Callable[[], M], tensors: Mapping[str, Tensor], path: Path, config: str, *, kind: str
+) -> M:
+    """The model that a document describes, with the weights of its file.
+
+    It is made without memory first, so that a document that asks for more than the file of weights
+    holds is refused before anything is allocated.
+
+    Args:
+        make: makes the model.
+        tensors: its weights.
+        path: of their file.
+        config: name of the document beside it.
+        kind: what errors call the model, such as "policy".
 
     Raises:
-        InputError: they have other names or shapes than the document led to.
+        InputError: no model can be made of the document; or weights are missing, unknown, or of
+            another shape or dtype; names the first.
     """
     try:
+        with torch.device("meta"):
+            expected = make().state_dict()
+        _require_fit(expected, tensors, path, config)
+        model = make()
         model.load_state_dict(tensors)
-    except RuntimeError as error:  # names every tensor, over many lines
+    except InputError as error:
+        raise InputError(f"cannot read the {kind} in {path.parent}: {error}") from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise InputError(
-            f"{weights} does not fit {config} beside it: are they of two models?"
+            f"cannot read the {kind} in {path.parent}: {shown(str(error), 160)}"
         ) from error
+    return model
+
+
+def _require_fit(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, config: str
+) -> None:
+    beside = f"{path.name} does not fit {config} beside it"
+    for name in [*expected, *tensors]:
+        if name not in tensors or name not in expected:
+            where = "lacks" if name not in tensors else "holds the unknown"
+            raise InputError(
+                f'{beside}: it {where} tensor "{shown(name)}": are they of two models?'
+            )
+        wanted, got = expected[name], tensors[name]
+        if wanted.shape != got.shape or wanted.dtype != got.dtype:
+            raise InputError(
+                f'{beside}: the tensor "{shown(name)}" is {_of_kind(got)}, expected '
+                f"{_of_kind(wanted)}: are they of two models?"
+            )
+
+
+def _of_kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -9,12 +9,13 @@ EXPO's policy is all three; IDQL's and best-of-N's are the first two.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Generator
 
 from genpol.agents import dsrl
@@ -24,12 +25,26 @@ from genpol.steering.select import argmax
 from genpol.steering.steered import Steered
 from offline.critics.td import Encoded, Subset
 from offline.critics.value import ValueFunction
+from offline.documents import as_document, read_document
 from offline.errors import InputError
 from offline.learning import actor_policy
-from offline.model_files import load_model, save_model
+from offline.model_files import LARGEST, build, load_model, save_model
 from offline.types import Policy
 
 WEIGHTS, CONFIG, FORMAT = "edit.safetensors", "edit.json", "genpol edit policy 1"
+
+
+@dataclass(frozen=True)
+class EditDocument:
+    """What `save_edit` writes."""
+
+    features: Annotated[int, Ge(0), Le(LARGEST)]
+    action: Annotated[int, Ge(1), Le(LARGEST)]
+    hidden: tuple[Annotated[int, Ge(1), Le(LARGEST)], ...]
+    clip: bool
+    candidates: Annotated[int, Ge(1), Le(LARGEST)]
+    edits: Annotated[int, Ge(0), Le(LARGEST)]
+    layer_norm: bool = True  # which older ones all have
 
 
 def save_edit(policy: EditPolicy, folder: Path, *, candidates: int, edits: int) -> None:
@@ -61,19 +76,19 @@ def load_edit(folder: Path, *, device: str = "cpu") -> tuple[EditPolicy, dict[st
         InputError: a file is missing or torn.
     """
     document, weights = load_model(folder, WEIGHTS, CONFIG, kind="edit policy", form=FORMAT)
-    try:
-        policy = EditPolicy(
-            document["features"],
-            document["action"],
-            tuple(document["hidden"]),
+    said = as_document(document, EditDocument, f"cannot read the edit policy in {folder}")
+
+    def make() -> EditPolicy:
+        return EditPolicy(
+            said.features,
+            said.action,
+            said.hidden,
             scale=1.0,
-            clip=document["clip"],
-            layer_norm=document.get("layer_norm", True),  # which older ones all have
+            clip=said.clip,
+            layer_norm=said.layer_norm,
         )
-        policy.load_state_dict(weights)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read the edit policy in {folder}: {reason}") from error
+
+    policy = build(make, weights, folder / WEIGHTS, CONFIG, kind="edit policy")
     return policy.to(device).eval().requires_grad_(False), document
 
 
@@ -101,10 +116,10 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Policy:
     }
     for place in (folder, folder / "policy"):
         try:
-            kind = json.loads((place / "policy.json").read_text("utf-8"))["kind"]
-        except (OSError, ValueError, KeyError, TypeError):
+            kind = read_document(place / "policy.json", dict[str, Any]).get("kind")
+        except InputError:
             continue  # load_policy says what is wrong with it
-        if kind in loaders:
+        if isinstance(kind, str) and kind in loaders:
             return loaders[kind](place, device=device)
     return load_policy(folder, device=device)
 

@@ -22,10 +22,12 @@ base policy, whose chunk may be longer than the critic's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge, Le
 from torch import Generator, Tensor, nn
 
 from genpol.agents.config import TrainConfig
@@ -35,17 +37,26 @@ from genpol.steering.action_units import Units
 from offline.critics.td import Penalty, Subset, TDCritic, td_loss
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.documents import as_document
 from offline.errors import InputError
 from offline.learning.actor_policy import ActorPolicy
 from offline.learning.agent import AgentOfParts, Part
 from offline.learning.sac import ActorLearner, Pool
 from offline.learning.temperature import Temperature
+from offline.model_files import LARGEST
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import Change
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 
 KIND = "noise"
+
+
+@dataclass(frozen=True)
+class NoiseMeta:
+    """What the meta of a `NoisePolicy`'s actor must say."""
+
+    chunk: Annotated[int, Ge(1), Le(LARGEST)]
 
 
 class Decoder(Policy, Protocol):
@@ -309,4 +320,5 @@ class NoisePolicy:
         """
         actor = ActorPolicy.load(folder, device=device, kind=KIND)
         base = load_policy(Path(folder) / "base", device=device)
-        return cls(base, actor, base.spec.with_chunk(actor.meta["chunk"]))
+        meta = as_document(actor.meta, NoiseMeta, f'{folder}: "meta"')
+        return cls(base, actor, base.spec.with_chunk(meta.chunk))

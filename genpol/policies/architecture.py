@@ -18,6 +18,8 @@ class Architecture:
     the chain and of images.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # when it is read from a document
+
     features: int = 512
     """Width of the observation encoder and the conditioner (F)."""
     encoder_layers: int = 2

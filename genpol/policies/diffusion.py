@@ -47,15 +47,16 @@ def action_process(
     """
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    common = {
-        "num_train_timesteps": steps,
-        "trained_betas": vp_betas(steps).tolist(),
-        "clip_sample": clip,
-    }
-    if sampler == "ddim":
-        scheduler = DDIMScheduler(**common, timestep_spacing="trailing")
-        return reverse_process(scheduler, visited or steps, eta=0.0)
-    return reverse_process(DDPMScheduler(**common, variance_type="fixed_small"), steps)
+    with torch.device("cpu"):  # a table of numbers, wherever the network is being made
+        common = {
+            "num_train_timesteps": steps,
+            "trained_betas": vp_betas(steps).tolist(),
+            "clip_sample": clip,
+        }
+        if sampler == "ddim":
+            scheduler = DDIMScheduler(**common, timestep_spacing="trailing")
+            return reverse_process(scheduler, visited or steps, eta=0.0)
+        return reverse_process(DDPMScheduler(**common, variance_type="fixed_small"), steps)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,8 +22,9 @@ from genpol.policies.flow import FlowHead
 from genpol.policies.gaussian import GaussianHead
 from genpol.policies.one_step import StudentHead
 from genpol.policies.precision import applied_in
+from offline.documents import as_document
 from offline.errors import InputError, SpecError, did_you_mean
-from offline.model_files import described, fill, load_model, save_model
+from offline.model_files import ModelDocument, build, described, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.linear import Linear
 from offline.networks.normalizer import ObsStats, check_obs
@@ -235,18 +236,20 @@ def load_policy(folder: str | Path, *, device: str = "cpu") -> ChunkPolicy:
     """
     folder = _find(Path(folder))
     document, weights = load_model(folder, WEIGHTS, CONFIG, kind="policy", form=FORMAT)
-    try:
-        policy = ChunkPolicy(
-            document["kind"],
-            ActionSpec.from_dict(document["spec"]),
-            {key: tuple(shape) for key, shape in document["obs_shapes"].items()},
-            env=document["env"],
-            meta=document["meta"],
-            architecture=Architecture(**document["architecture"]),
+    what = f"cannot read the policy in {folder}"
+    said = as_document(document, ModelDocument, what)
+
+    def make() -> ChunkPolicy:
+        return ChunkPolicy(
+            cast(Kind, said.kind),
+            said.action_spec(),
+            said.obs_shapes,
+            env=said.env,
+            meta=said.meta,
+            architecture=as_document(said.architecture, Architecture, 'its "architecture"'),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot read the policy in {folder}: {error}") from error
-    fill(policy, weights, folder / WEIGHTS, CONFIG)
+
+    policy = build(make, weights, folder / WEIGHTS, CONFIG, kind="policy")
     return policy.to(device).eval().requires_grad_(False)
 
 

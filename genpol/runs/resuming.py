@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from genpol.runs.run import read_config
+from offline.documents import as_document
 from offline.errors import InputError
 from offline.option_check import check_numbers, shown
 
@@ -28,14 +29,16 @@ def restored(
         changeable: options that may differ from the run's.
 
     Raises:
-        InputError: no such run, a number in its config.json is out of its range, or an option given
-            beside --resume differs from the run's.
+        InputError: no such run, an option given beside --resume differs from the run's, or one
+            that config.json holds is of another type or out of range.
     """
     folder = Path(config.resume)  # type: ignore[attr-defined]
     stored = read_config(folder, command)
-    values = {}
+    values, hints = {}, get_type_hints(type(config), include_extras=True)
     for f in fields(config):
         default = f.default if f.default is not MISSING else None
+        if f.name in stored:
+            as_document(stored[f.name], hints[f.name], f'{folder / "config.json"}: "{f.name}"')
         values[f.name] = saved = _as_typed(stored.get(f.name, default), default)
         given = getattr(config, f.name)
         if f.name in ("output", "resume") or given == default:

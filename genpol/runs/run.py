@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ from genpol.runs.interrupts import InterruptGuard
 from genpol.runs.lock import FolderLock
 from genpol.runs.metrics import MetricsCsv
 from genpol.runs.wandb_log import WandbLog, WandbMode
-from offline.errors import InputError
+from offline.documents import as_document, read_document
+from offline.errors import InputError, shown
 from offline.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class Run:
     def amend(self, options: Mapping[str, Any]) -> None:
         """Change options in config.json, such as the epochs of a run that is being extended."""
         path = self.folder / "config.json"
-        document = json.loads(path.read_text("utf-8")) | dict(options)
+        document = read_document(path, dict[str, Any]) | dict(options)
         with disk_errors(f"cannot write {path}", _REMEDY):
             write_beside(path, (json.dumps(document, indent=2, default=str) + "\n").encode())
 
@@ -177,6 +179,15 @@ FORMAT = "genpol run 1"  # of the folder, checkpoints included; folders that nam
 _DOCUMENT = ("format", "command", "command_line", "versions", "git")  # beside the options
 
 
+@dataclass(frozen=True)
+class _About:
+    """What config.json says beside the options."""
+
+    command: str
+    format: Any = FORMAT
+    versions: dict[str, Any] = field(default_factory=dict)
+
+
 def read_config(folder: Path, command: str) -> dict[str, Any]:
     """The options of the run in `folder`, for resuming it.
 
@@ -184,15 +195,14 @@ def read_config(folder: Path, command: str) -> dict[str, Any]:
         InputError: no run there, not readable, of another format, or another command's.
     """
     path = Path(folder) / "config.json"
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        theirs, form = document["command"], document.get("format", FORMAT)
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{folder} holds no run: it has no config.json. Pass the --output of an earlier run"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a run's configuration: {error}") from error
+        )
+    what = f"{path} is not a run's configuration"
+    document = read_document(path, dict[str, Any], what)
+    about = as_document(document, _About, what)
+    theirs, form = about.command, about.format
     if form != FORMAT:
         version = document.get("versions", {}).get("genpol", "of another version")
         raise InputError(
@@ -201,7 +211,9 @@ def read_config(folder: Path, command: str) -> dict[str, Any]:
             "wrote it"
         )
     if theirs != command:
-        raise InputError(f"{folder} holds a run of `genpol {theirs}`, not of `genpol {command}`")
+        raise InputError(
+            f"{folder} holds a run of `genpol {shown(theirs)}`, not of `genpol {command}`"
+        )
     return {key: value for key, value in document.items() if key not in _DOCUMENT}
 
 

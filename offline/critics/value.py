@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from offline.documents import as_document
 from offline.errors import InputError, SpecError
-from offline.model_files import described, load_model, save_model
+from offline.model_files import ModelDocument, Size, build, described, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.ensemble import Dtype, StackedHeads
 from offline.networks.heads import CriticHeads
@@ -24,6 +27,21 @@ from offline.spec import ActionSpec
 from offline.types import Obs
 
 WEIGHTS, CONFIG, FORMAT = "value.safetensors", "config.json", "genpol value function 1"
+
+
+@dataclass(frozen=True)
+class ValueSizes:
+    """What a document may say of a `ValueFunction`'s networks; documents of before say less."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    hidden: tuple[Size, ...] = (256, 256)
+    ensemble: Annotated[int, Ge(1)] = 2
+    image_encoder: ImageEncoderName = "small"
+    heads: Literal["separate", "stacked"] = "separate"
+    critic_dtype: Dtype = "float32"
+    lipschitz_bound: Annotated[float, Gt(0)] | None = None
+    layer_norm: bool = True
 
 
 class ValueFunction(nn.Module):
@@ -180,17 +198,15 @@ class ValueFunction(nn.Module):
         """
         folder = _find(Path(folder))
         document, weights = load_model(folder, WEIGHTS, CONFIG, kind="value function", form=FORMAT)
-        try:
-            value = cls(
-                ActionSpec.from_dict(document["spec"]),
-                {key: tuple(shape) for key, shape in document["obs_shapes"].items()},
-                env=document["env"],
-                meta=document["meta"],
-                **document["architecture"],
+        said = as_document(document, ModelDocument, f"cannot read the value function in {folder}")
+        sizes = as_document(said.architecture, ValueSizes, f'{folder / CONFIG}: its "architecture"')
+
+        def make() -> ValueFunction:
+            return cls(
+                said.action_spec(), said.obs_shapes, env=said.env, meta=said.meta, **vars(sizes)
             )
-            value.load_state_dict(weights)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"cannot read the value function in {folder}: {error}") from error
+
+        value = build(make, weights, folder / WEIGHTS, CONFIG, kind="value function")
         return value.to(device).eval().requires_grad_(False)
 
 

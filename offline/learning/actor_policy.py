@@ -9,22 +9,36 @@ Shape legend: B observations, n candidates, H action chunk, A action dimension, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from offline.errors import InputError
-from offline.model_files import described, fill, load_model, save_model
+from offline.documents import as_document
+from offline.errors import InputError, shown
+from offline.model_files import ModelDocument, Size, build, described, load_model, save_model
 from offline.networks.encoder import ObsEncoder
 from offline.networks.heads import TanhGaussian
+from offline.networks.images import ImageEncoderName
 from offline.networks.normalizer import check_obs
 from offline.spec import ActionSpec
 from offline.types import Obs
 
 WEIGHTS, CONFIG, FORMAT = "policy.safetensors", "policy.json", "genpol policy 1"
 KIND = "tanh-gaussian"
+
+
+@dataclass(frozen=True)
+class ActorSizes:
+    """What a document says of an `ActorPolicy`'s networks."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    hidden: tuple[Size, ...]
+    image_encoder: ImageEncoderName
+    layer_norm: bool = True  # which older ones all have
 
 
 class ActorPolicy(nn.Module):
@@ -122,28 +136,29 @@ class ActorPolicy(nn.Module):
         """
         folder = Path(folder)
         document, weights = load_model(folder, WEIGHTS, CONFIG, kind="policy", form=FORMAT)
-        try:
-            if document.get("kind") != kind:
-                raise ValueError(f"it is {document.get('kind')!r}, not {kind!r}")
-            sizes = document["architecture"]
-            spec, hidden = ActionSpec.from_dict(document["spec"]), tuple(sizes["hidden"])
-            shapes = {key: tuple(shape) for key, shape in document["obs_shapes"].items()}
-            encoder = ObsEncoder(shapes, sizes["image_encoder"])
-            policy = cls(
+        what = f"cannot read the policy in {folder}"
+        said = as_document(document, ModelDocument, what)
+        if said.kind != kind:
+            raise InputError(f'{what}: it is "{shown(said.kind)}", not "{kind}"')
+        sizes = as_document(said.architecture, ActorSizes, f'{what}: its "architecture"')
+
+        def make() -> ActorPolicy:
+            spec, hidden = said.action_spec(), sizes.hidden
+            encoder = ObsEncoder(said.obs_shapes, sizes.image_encoder)
+            return cls(
                 spec,
                 encoder,
                 TanhGaussian(
                     encoder.dim,
                     spec.chunk * spec.dim,
                     hidden,
-                    layer_norm=sizes.get("layer_norm", True),  # which older ones all have
+                    layer_norm=sizes.layer_norm,
                 ),
                 hidden,
-                env=document["env"],
-                meta=document["meta"],
-                image_encoder=sizes["image_encoder"],
+                env=said.env,
+                meta=said.meta,
+                image_encoder=sizes.image_encoder,
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"cannot read the policy in {folder}: {error}") from error
-        fill(policy, weights, folder / WEIGHTS, CONFIG)
+
+        policy = build(make, weights, folder / WEIGHTS, CONFIG, kind="policy")
         return policy.to(device).eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.arrays import check_array, check_shape
+from offline.arrays import check_array, check_shape, single
 from offline.data.episodes import Episode
 from offline.errors import InputError, shown
 from offline.spec import ActionSpec
@@ -124,8 +124,8 @@ class D4rlHdf5:
                 )
             episode = Episode(
                 obs=obs,
-                actions=read(file["actions"], where, "actions", rows).astype(np.float32),
-                rewards=_flat(file["rewards"], where, "rewards", rows).astype(np.float32),
+                actions=single(read(file["actions"], where, "actions", rows)),
+                rewards=single(_flat(file["rewards"], where, "rewards", rows)),
                 terminated=bool(
                     terminals is not None
                     and _flat(terminals, where, "terminals", slice(stop - 1, stop)).any()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offline.arrays import single
 from offline.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -102,5 +103,5 @@ def as_observation(values: Any) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype == np.uint8 and values.ndim == 4:
         return values
-    values = values.astype(np.float32, copy=False)
+    values = single(values)
     return values[:, None] if values.ndim == 1 else values

@@ -124,6 +124,27 @@ def names(group: Any, name: str, where: str) -> list[str]:
     return [text(n) for n in np.asarray(found[()]).reshape(-1).tolist()]
 
 
+def check_contained(file: Any, where: str) -> None:
+    """Check that everything in a file is of that file, for libraries that open it themselves.
+
+    Raises:
+        InputError: a link or an array leads out of the file, or more is declared than is stored.
+    """
+    h5py = import_h5py()
+    left, seen = [(file["/"], where)], set()
+    while left:
+        group, inside = left.pop()
+        if (address := h5py.h5o.get_info(group.id).addr) in seen:  # a group may be in itself
+            continue
+        seen.add(address)
+        for name in group:
+            found = member(group, name, inside)
+            if isinstance(found, h5py.Group):
+                left.append((found, f"{where} {shown(name)}"))
+            elif isinstance(found, h5py.Dataset) and found.shape is not None:
+                _check_stored(found, inside, name)
+
+
 def memory() -> int:
     """Bytes of physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

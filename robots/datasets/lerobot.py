@@ -14,27 +14,65 @@ Videos are decoded only when asked for.
 from __future__ import annotations
 
 import io
-import json
 import logging
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 
+from offline.arrays import check_kind, single
 from offline.data.episodes import Episode
-from offline.errors import InputError
+from offline.documents import as_document, read_document
+from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 from robots.datasets.hdf5 import as_observation, require_file
 from robots.datasets.lerobot_video import read_frames
 from robots.datasets.statistics import guess_bounds, spec_from_actions
 
 OBSERVATION = "observation."
+VIDEO = ("chunk_index", "file_index", "from_timestamp")
+COLUMNS = {  # of meta/episodes, and the least value of each
+    "episode_index": 0,
+    "length": 1,
+    "dataset_from_index": 0,
+    "data/chunk_index": 0,
+    "data/file_index": 0,
+}
+FIELD = re.compile(r"\{(\w*)(?::0?(\d{1,2})d?)?[^{}]*\}")
+DIGITS = re.compile(r"[0-9]{1,12}")
 STATISTICS = ("min", "max", "mean", "std", "q01", "q99")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What meta/info.json says of a column."""
+
+    shape: tuple[Annotated[int, Ge(0), Le(2**20)], ...]
+    dtype: str = ""
+    names: Any = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """meta/info.json, as far as it is read."""
+
+    codebase_version: str
+    features: dict[str, Feature]
+    data_path: str
+    video_path: str | None = None
+    fps: float | None = None
+    splits: dict[str, Any] | None = None
+    env: str | None = None
+    robot_type: str | None = None
 
 
 class LeRobotEpisodes:
@@ -51,18 +89,17 @@ class LeRobotEpisodes:
     def __init__(self, path: str | Path, *, videos: bool = False) -> None:
         self.path = Path(path).expanduser()
         require_file(self.path)
-        self._info = self._json("meta/info.json")
-        version = str(self._info.get("codebase_version"))
-        if not version.startswith("v3"):
+        info = self._info = read_document(self.path / "meta" / "info.json", Info)
+        if not info.codebase_version.startswith("v3"):
             raise InputError(
-                f'"{self.path}" is a LeRobot dataset of version {version}, expected v3: convert it '
-                "with lerobot's convert_dataset_v21_to_v30"
+                f'"{self.path}" is a LeRobot dataset of version {shown(info.codebase_version)}, '
+                "expected v3: convert it with lerobot's convert_dataset_v21_to_v30"
             )
-        features = self._info.get("features", {})
+        features = info.features
         if "action" not in features:
             raise InputError(f'"{self.path}": meta/info.json lists no feature "action"')
         seen = {k: v for k, v in features.items() if k.startswith(OBSERVATION)}
-        videos_there = [k for k, v in seen.items() if v.get("dtype") == "video"]
+        videos_there = [k for k, v in seen.items() if v.dtype == "video"]
         self._videos = videos_there if videos else []
         skipped = [] if videos else videos_there
         if skipped:
@@ -73,7 +110,7 @@ class LeRobotEpisodes:
             raise InputError(
                 f'"{self.path}" has no observations but videos; open it with videos=True'
             )
-        self._images = [k for k, v in kept.items() if v.get("dtype") == "image"]
+        self._images = [k for k, v in kept.items() if v.dtype == "image"]
         self._columns = [k for k in kept if k not in self._videos]
         self.obs_shapes: dict[str, tuple[int, ...]] = {
             key.removeprefix(OBSERVATION): _shape(kept[key]) for key in sorted(kept)
@@ -81,13 +118,13 @@ class LeRobotEpisodes:
         self._rows = self._episodes()
         self.lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
         self._tasks = self._read_tasks()
-        self.splits = _read_splits(self._info.get("splits") or {}, len(self._rows))
-        self.env: str | None = self._info.get("env") or None
+        self.splits = _read_splits(info.splits or {}, len(self._rows))
+        self.env: str | None = info.env or None
         self.meta: dict[str, Any] = {
             "format": "lerobot",
             "path": str(self.path),
-            "fps": self._info.get("fps"),
-            "robot_type": self._info.get("robot_type"),
+            "fps": info.fps,
+            "robot_type": info.robot_type,
             "skipped_videos": skipped,
             "spec_from": "data",
         }
@@ -95,14 +132,15 @@ class LeRobotEpisodes:
     @cached_property
     def spec(self) -> ActionSpec:
         """From meta/stats.json where it has all of the action's numbers, else from the data."""
-        names = self._info["features"]["action"].get("names")
+        names = self._info.features["action"].names
         if isinstance(names, dict):  # {"motors": [...]}
             names = next(iter(names.values()), None)
-        stats = {}
-        if (self.path / "meta" / "stats.json").is_file():
-            stats = self._json("meta/stats.json").get("action", {})
+        stats: dict[str, Any] = {}
+        path = self.path / "meta" / "stats.json"
+        if path.is_file():
+            stats = read_document(path, dict[str, dict[str, Any]]).get("action", {})
         if all(name in stats for name in STATISTICS):
-            values = {n: np.asarray(stats[n], float).reshape(-1) for n in STATISTICS}
+            values = {n: _statistic(stats[n], f'"{path}": action.{n}') for n in STATISTICS}
             low, high = guess_bounds(values["min"], values["max"])
             spec = ActionSpec(
                 low=tuple(low.tolist()),
@@ -113,9 +151,10 @@ class LeRobotEpisodes:
                 p99=tuple(values["q99"].tolist()),
                 mask=(True,) * len(low),
             )
+            spec = ActionSpec.from_dict(spec.to_dict(), f'"{path}"')
         else:
             spec = spec_from_actions(self._actions(), f'"{self.path}"')
-        if names and len(names) == spec.dim:
+        if isinstance(names, list) and len(names) == spec.dim and all(map(_is_text, names)):
             spec = ActionSpec.from_dict({**spec.to_dict(), "names": list(names)})
         return spec
 
@@ -132,7 +171,7 @@ class LeRobotEpisodes:
         name = f'"{self.path}" episode {row["episode_index"]}'
         wanted = ["action", "next.reward", "next.done", "next.success", "task_index"]
         table = self._table(row, wanted + self._columns, name)
-        actions = as_matrix(table["action"])
+        actions = as_matrix(table["action"], name, "action")
         steps = len(actions)
         if steps != row["length"]:
             raise InputError(
@@ -143,22 +182,23 @@ class LeRobotEpisodes:
         for key in self._columns:
             if key not in table:
                 raise InputError(f'{name} has no column "{key}", which meta/info.json lists')
-            values = self._pictures(table[key]) if key in self._images else as_matrix(table[key])
+            if key in self._images:
+                values = self._pictures(table[key], key, name)
+            else:
+                values = as_matrix(table[key], name, key)
             obs[key.removeprefix(OBSERVATION)] = as_observation(values)
         for key in self._videos:
-            obs[key.removeprefix(OBSERVATION)] = read_frames(
-                self._video(row, key), row[f"videos/{key}/from_timestamp"], steps, name
-            )
+            obs[key.removeprefix(OBSERVATION)] = self._frames(row, key, steps, name)
         success = done = None
         if "next.success" in table:
-            success = bool(as_matrix(table["next.success"]).any())
+            success = bool(as_matrix(table["next.success"], name, "next.success").any())
         if "next.done" in table:
-            done = bool(as_matrix(table["next.done"])[-1:].any())
+            done = bool(as_matrix(table["next.done"], name, "next.done")[-1:].any())
         episode = Episode(
             obs={key: np.concatenate([obs[key], obs[key][-1:]]) for key in sorted(obs)},
             actions=actions,
             rewards=(
-                as_matrix(table["next.reward"]).reshape(-1)
+                as_matrix(table["next.reward"], name, "next.reward").reshape(-1)
                 if "next.reward" in table
                 else np.zeros(steps, np.float32)
             ),
@@ -172,22 +212,44 @@ class LeRobotEpisodes:
             },
         )
         episode.check(name)
+        episode.require_like(name, self.obs_shapes, actions.shape[1])
         return episode
 
     def _instruction(self, row: dict[str, Any], table: dict[str, Any]) -> str | None:
         if "task_index" in table and len(table["task_index"]):
-            task = self._tasks.get(table["task_index"][0].as_py())
-            if task is not None:
-                return task
-        return row["tasks"][0] if row.get("tasks") else None
+            index = table["task_index"][0].as_py()
+            if type(index) is int and index in self._tasks:
+                return self._tasks[index]
+        tasks = row.get("tasks")
+        if not isinstance(tasks, list) or not tasks:
+            return None
+        if not isinstance(tasks[0], str):
+            raise InputError(f'"{self.path}": a task should be text, received {shown(tasks[0])}')
+        return tasks[0]
+
+    def _frames(self, row: dict[str, Any], key: str, steps: int, name: str) -> np.ndarray:
+        if not self._info.video_path:
+            raise InputError(f'"{self.path}": meta/info.json has no "video_path"')
+        said = {part: row.get(f"videos/{key}/{part}") for part in VIDEO}
+        if wrong := [part for part, value in said.items() if not isinstance(value, (int, float))]:
+            raise InputError(
+                f'{name}: "videos/{key}/{wrong[0]}" should be a number, received '
+                f"{shown(said[wrong[0]])}"
+            )
+        path = self._inside(
+            self._info.video_path,
+            video_key=key,
+            chunk_index=int(said["chunk_index"]),
+            file_index=int(said["file_index"]),
+        )
+        if not self._info.fps or not 0 < self._info.fps < 1e6:
+            raise InputError(f'"{self.path}": meta/info.json has the fps {self._info.fps}')
+        shape = self.obs_shapes[key.removeprefix(OBSERVATION)]
+        return read_frames(
+            (path, float(self._info.fps)), float(said["from_timestamp"]), steps, name, shape
+        )
 
     # -- files
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f'cannot read "{self.path / name}": {error}') from error
 
     def _episodes(self) -> list[dict[str, Any]]:
         files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
@@ -198,33 +260,48 @@ class LeRobotEpisodes:
             with open_parquet(file) as opened:
                 names = [n for n in opened.schema_arrow.names if not n.startswith("stats/")]
                 rows += opened.read(columns=names).to_pylist()
-        rows.sort(key=lambda row: row["episode_index"])
-        needed = ("length", "dataset_from_index", "data/chunk_index", "data/file_index")
-        if missing := [name for name in needed if rows and name not in rows[0]]:
-            raise InputError(f'"{self.path}": meta/episodes has no column "{missing[0]}"')
         if not rows:
             raise InputError(f'"{self.path}" has no episodes')
+        for row in rows:
+            for column, least in COLUMNS.items():
+                value = row.get(column)
+                if column not in row:
+                    raise InputError(f'"{self.path}": meta/episodes has no column "{column}"')
+                if type(value) is not int or not least <= value < 2**40:
+                    raise InputError(
+                        f'"{self.path}": meta/episodes has the "{column}" {shown(value)}, expected '
+                        f"a whole number, at least {least}"
+                    )
+        rows.sort(key=lambda row: row["episode_index"])
         first: dict[Path, int] = {}  # of every data file: its first row's index
         for row in rows:
-            row["file"] = self._data_file(row)
+            row["file"] = self._inside(
+                self._info.data_path,
+                chunk_index=row["data/chunk_index"],
+                file_index=row["data/file_index"],
+            )
             start = row["dataset_from_index"]
             first[row["file"]] = min(first.get(row["file"], start), start)
         for row in rows:
             row["start"] = row["dataset_from_index"] - first[row["file"]]
         return rows
 
-    def _data_file(self, row: dict[str, Any]) -> Path:
-        return self.path / self._info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-        )
+    def _inside(self, pattern: str, **values: str | int) -> Path:
+        """The path that a pattern such as "data/chunk-{chunk_index:03d}.parquet" leads to.
 
-    def _video(self, row: dict[str, Any], key: str) -> tuple[Path, float]:
-        path = self.path / self._info["video_path"].format(
-            video_key=key,
-            chunk_index=row[f"videos/{key}/chunk_index"],
-            file_index=row[f"videos/{key}/file_index"],
-        )
-        return path, float(self._info["fps"])
+        Raises:
+            InputError: it leads out of the folder, or has other fields.
+        """
+
+        def value(field: re.Match[str]) -> str:
+            if field[1] not in values:
+                raise InputError(f'"{self.path}": the path "{shown(pattern)}" has unknown fields')
+            return str(values[field[1]]).zfill(int(field[2] or 0))
+
+        path = Path(FIELD.sub(value, pattern))
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path):
+            raise InputError(f'"{self.path}": "{shown(str(path))}" leads out of the folder')
+        return self.path / path
 
     def _table(self, row: dict[str, Any], names: list[str], what: str) -> dict[str, Any]:
         """The named columns that there are, of one episode: only its row groups are read."""
@@ -247,7 +324,8 @@ class LeRobotEpisodes:
 
     def _actions(self) -> Iterator[np.ndarray]:
         for row in self._rows:
-            yield as_matrix(self._table(row, ["action"], f'"{self.path}"')["action"])
+            where = f'"{self.path}"'
+            yield as_matrix(self._table(row, ["action"], where)["action"], where, "action")
 
     def _read_tasks(self) -> dict[int, str]:
         """Instructions by task_index; pandas stores them in a column named after its index."""
@@ -257,36 +335,73 @@ class LeRobotEpisodes:
         with open_parquet(path) as file:
             columns = file.read().to_pydict()
         texts = columns.get("task", columns.get("__index_level_0__"))
-        return dict(zip(columns.get("task_index", ()), texts or (), strict=False))
+        pairs = list(zip(columns.get("task_index", ()), texts or (), strict=False))
+        for index, text in pairs:
+            if type(index) is not int or not _is_text(text):
+                raise InputError(
+                    f'"{path}": a task should be a number and text, received {shown(index)} and '
+                    f"{shown(text)}"
+                )
+        return dict(pairs)
 
-    def _pictures(self, column: Any) -> np.ndarray:
+    def _pictures(self, column: Any, key: str, name: str) -> np.ndarray:
         """(T, height, width, 3) from encoded bytes, or from files that the column names."""
         from PIL import Image
 
+        height, width = self.obs_shapes[key.removeprefix(OBSERVATION)][:2]
         frames = []
         for cell in column.to_pylist():
-            stored = cell["bytes"] or (self.path / cell["path"]).read_bytes()
-            with Image.open(io.BytesIO(stored)) as image:
-                frames.append(np.asarray(image.convert("RGB")))
+            try:
+                stored = cell["bytes"] or self._inside(cell["path"]).read_bytes()
+                with Image.open(io.BytesIO(stored)) as image:
+                    if image.size != (width, height):  # before it is decoded
+                        raise InputError(
+                            f'{name}: a picture of "{shown(key)}" is {image.size}, expected '
+                            f"{(width, height)} (width, height), as meta/info.json says"
+                        )
+                    frames.append(np.asarray(image.convert("RGB")))
+            except InputError:
+                raise
+            except Exception as error:  # whatever a decoder raises of damaged bytes
+                raise InputError(
+                    f'{name}: cannot read a picture of "{shown(key)}": {shown(str(error))}'
+                ) from error
+        if not frames:
+            raise InputError(f'{name} has no pictures of "{shown(key)}"')
         return np.stack(frames)
 
 
-def _shape(feature: dict[str, Any]) -> tuple[int, ...]:
+def _shape(feature: Feature) -> tuple[int, ...]:
     """Of one observation: images (height, width, channels), everything else one vector."""
-    shape, names = tuple(feature["shape"]), feature.get("names")
-    if feature.get("dtype") not in ("image", "video"):
-        return (int(np.prod(shape)),)
-    channels_first = isinstance(names, list) and str(names[0]).startswith("channel")
+    shape, names = feature.shape, feature.names
+    if feature.dtype not in ("image", "video"):
+        return (math.prod(shape),)
+    if len(shape) != 3:
+        raise InputError(f"a picture has three axes in meta/info.json, received {shown(shape)}")
+    channels_first = isinstance(names, list) and str(names[:1]).startswith("['channel")
     return (*shape[1:], shape[0]) if channels_first else shape
 
 
-def _read_splits(saved: dict[str, str], episodes: int) -> dict[str, np.ndarray]:
+def _statistic(value: Any, what: str) -> np.ndarray:
+    """One number for each action dimension."""
+    found = as_document(value, list[float] | list[list[float]] | float, what)
+    try:
+        return np.asarray(found, float).reshape(-1)
+    except ValueError as error:
+        raise InputError(f"{what} has rows of different lengths") from error
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _read_splits(saved: dict[str, Any], episodes: int) -> dict[str, np.ndarray]:
     """{"train": "0:50"} as indices."""
     found = {}
     for name, text in saved.items():
         first, _, last = str(text).partition(":")
-        if first.isdigit() and last.isdigit():
-            found[name] = np.arange(int(first), min(int(last), episodes))
+        if DIGITS.fullmatch(first) and DIGITS.fullmatch(last):
+            found[name] = np.arange(min(int(first), episodes), min(int(last), episodes))
     return found
 
 
@@ -301,15 +416,26 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f'cannot read "{path}": {reason}') from error
+    except (OSError, pyarrow.ArrowException, MemoryError, UnicodeDecodeError) as error:
+        raise InputError(f'cannot read "{path}": {shown(str(error), 160)}') from error
 
 
-def as_matrix(column: Any) -> np.ndarray:
-    """(T, D) float32 from a column of numbers or of lists (of fixed length or not)."""
+def as_matrix(column: Any, where: str, name: str) -> np.ndarray:
+    """(T, D) float32 from a column of numbers or of lists (of fixed length or not).
+
+    Raises:
+        InputError: it holds something else, nothing in some rows, or rows of different lengths.
+    """
     rows = len(column)
     while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
+        lengths = getattr(column, "value_lengths", list)()  # none where all are of one length
+        if column.null_count or len(set(lengths)) > 1:
+            raise InputError(f'{where}: "{shown(name)}" has rows of different lengths')
         column = column.flatten()
-    values = np.asarray(column.to_numpy(zero_copy_only=False), np.float32)
-    return values.reshape(rows, -1) if rows else np.zeros((0, 1), np.float32)
+    if column.null_count:
+        raise InputError(f'{where}: "{shown(name)}" has rows without a value')
+    values = np.asarray(column.to_numpy(zero_copy_only=False))
+    check_kind(values.dtype, where, name)
+    if not rows or len(values) % rows:
+        raise InputError(f'{where}: "{shown(name)}" has {len(values)} numbers in {rows} rows')
+    return single(values).reshape(rows, -1)

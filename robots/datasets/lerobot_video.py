@@ -9,7 +9,9 @@ import numpy as np
 from offline.errors import InputError
 
 
-def read_frames(video: tuple[Path, float], start: float, steps: int, name: str) -> np.ndarray:
+def read_frames(
+    video: tuple[Path, float], start: float, steps: int, name: str, shape: tuple[int, ...]
+) -> np.ndarray:
     """Decode (steps, height, width, 3) uint8.
 
     Args:
@@ -17,6 +19,7 @@ def read_frames(video: tuple[Path, float], start: float, steps: int, name: str) 
         start: the first frame's timestamp, seconds.
         steps: how many frames.
         name: of the episode, for errors.
+        shape: (height, width, 3) of a frame, as the dataset declares it.
 
     Raises:
         InputError: imageio-ffmpeg is missing, or the file is, or ends too soon.
@@ -33,13 +36,17 @@ def read_frames(video: tuple[Path, float], start: float, steps: int, name: str) 
     # A quarter of a frame early: timestamps are rounded, and ffmpeg drops what lies before.
     seek = max(0.0, start - 0.25 / fps)
     frames = imageio_ffmpeg.read_frames(
-        str(path), input_params=["-ss", f"{seek:.6f}"], output_params=["-frames:v", str(steps)]
+        str(path),
+        input_params=[*_only_this_file(path), "-ss", f"{seek:.6f}"],
+        output_params=["-frames:v", str(steps)],
     )
     try:
         width, height = next(frames)["size"]
+        if (height, width, 3) != shape:
+            raise InputError(f'{name}: "{path}" has frames {(height, width, 3)}, expected {shape}')
         found = [np.frombuffer(f, np.uint8).reshape(height, width, 3) for f in frames]
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[-160:]
+    except (OSError, RuntimeError, StopIteration, IndexError, KeyError) as error:
+        reason = " ".join(str(error).split())[-160:] or "it holds no frames"
         raise InputError(f'{name}: cannot decode "{path}": {reason}') from error
     finally:
         frames.close()
@@ -48,3 +55,9 @@ def read_frames(video: tuple[Path, float], start: float, steps: int, name: str) 
             f'{name}: "{path}" has {len(found)} frames from {start:g} s, expected {steps}'
         )
     return np.stack(found)
+
+
+def _only_this_file(path: Path) -> list[str]:
+    """ffmpeg's options: no playlist, which may name files and addresses elsewhere, is followed."""
+    form = ["-f", "mp4"] if path.suffix == ".mp4" else []
+    return ["-protocol_whitelist", "file", *form]

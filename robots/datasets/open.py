@@ -15,6 +15,7 @@ from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError
 from robots.datasets.hdf5 import open_hdf5, require_file
 from robots.datasets.memory import EpisodeList
+from robots.datasets.own import OwnEpisodes, check_description
 from robots.importing import import_object, one_line
 
 KNOWN = (
@@ -53,6 +54,7 @@ def as_episodes(found: Any, name: str) -> Episodes:
         InputError: it is neither.
     """
     if all(hasattr(found, part) for part in ("lengths", "obs_shapes", "spec", "env")):
+        check_description(found, name)
         return found
     if isinstance(found, (list, tuple)) and all(isinstance(part, Episode) for part in found):
         return EpisodeList(found)
@@ -71,7 +73,7 @@ def _read_by(reader: str, path: str) -> Episodes:
         raise
     except Exception as error:  # whatever the user's own function raises
         raise InputError(f'{reader} cannot read "{path}": {one_line(error)}') from error
-    return as_episodes(found, f"what {reader} returned")
+    return OwnEpisodes(as_episodes(found, f"what {reader} returned"), reader)
 
 
 def _open_folder(path: Path) -> Episodes:

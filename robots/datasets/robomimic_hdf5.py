@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.arrays import Shape, check_array, check_shape
+from offline.arrays import Shape, check_array, check_shape, single
 from offline.data.episodes import Episode
 from offline.errors import InputError, did_you_mean, shown
 from offline.spec import ActionSpec
@@ -150,7 +150,7 @@ class RobomimicHdf5:
             obs = self._episode_observations(demo, name, steps, meta)
             episode = Episode(
                 obs=obs,
-                actions=actions.astype(np.float32, copy=False),
+                actions=single(actions),
                 rewards=np.zeros(steps, np.float32) if rewards is None else rewards,
                 terminated=bool(dones is not None and len(dones) and dones[-1] > 0),
                 success=_success(demo.attrs, where, rewards, dones),
@@ -254,7 +254,7 @@ class RobomimicHdf5:
         if len(found) != steps:
             raise InputError(f"{where} has {steps} actions but {len(found)} {key}")
         values = check_array(read(found, where, key), where, key)
-        return values.astype(np.float32, copy=False).reshape(-1)
+        return single(values).reshape(-1)
 
     def _numbers(self, group: Any, key: str, name: str, shape: Shape) -> Any:
         found = numbers(group, key, self._where(name), shape)

@@ -12,9 +12,11 @@ import copy
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from offline.errors import InputError
 
 LONGEST_LINE = 600
 # What stands where something else belongs. Not JSON's own: NaN and Infinity, as Python reads them.
@@ -93,6 +95,46 @@ def refusal(words: Sequence[str], output: Path | None = None) -> str:
         output: where it would write; there must be nothing in it afterwards.
     """
     code, said = run_command(words)
+    _check_refusal(code, said, output)
+    return said
+
+
+def judged(words: Sequence[str], harmful: bool | None, output: Path, what: str) -> None:
+    """Run a command on something spoilt, and hold it to what was spoilt.
+
+    Args:
+        words: of the command line, without `genpol`.
+        harmful: it must be refused (True), must work (False), or either (None).
+        output: where it would write; a refusal leaves nothing in it.
+        what: was spoilt, for a failure.
+    """
+    try:
+        code, said = run_command(words)
+        if code:
+            assert harmful is not False, said[-500:]
+            _check_refusal(code, said, output)
+        else:
+            assert not harmful, "it was not refused"
+    except BaseException as error:
+        error.add_note(f"{what[:300]}: genpol {' '.join(words)[:300]}")
+        raise
+
+
+def refused(load: Callable[[], object], harmful: bool | None, what: str) -> None:
+    """The same of a call in Python, whose refusal is an InputError of one bounded line."""
+    try:
+        load()
+    except InputError as error:
+        assert harmful is not False, (what, error)
+        assert "\n" not in str(error) and len(str(error)) <= LONGEST_LINE, (what, str(error)[:999])
+    except BaseException as error:
+        error.add_note(what[:300])
+        raise
+    else:
+        assert not harmful, what
+
+
+def _check_refusal(code: int, said: str, output: Path | None) -> None:
     assert code == 2, (code, said[-2000:])
     lines = [line for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
@@ -102,7 +144,6 @@ def refusal(words: Sequence[str], output: Path | None = None) -> str:
     if output is not None:
         left = [path for path in output.rglob("*") if path.is_file()] if output.exists() else []
         assert not left, left
-    return said
 
 
 def _paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
