@@ -11,7 +11,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from offline.errors import InputError, shown
 
@@ -36,7 +36,7 @@ def read_document(source: Path | str | bytes, kind: type[T], what: str | None = 
     name = f'"{shown(str(source))}"' if what is None else what
     text = _text(source, name) if isinstance(source, Path) else source
     try:
-        return _schema(kind).validate_json(text, strict=True)
+        return _schema(cast(Any, kind)).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError(_line(error, name)) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from genpol.finetuning.samples import Scores, read_evaluation
 from genpol.reports.page import Pair, Panel, code, duration, figure, pairs, paragraph, table
+from offline.documents import read_document
 
 Floats = NDArray[np.float64]
 CHECKER, GOLD, WHOLLY = "attributes_hard", "gold", "gold_wholly"
@@ -45,8 +45,8 @@ def read_run(folder: Path) -> RunRecord:
         rows = list(csv.DictReader(file))
     return RunRecord(
         folder=folder,
-        config=json.loads((folder / "config.json").read_text("utf-8")),
-        summary=json.loads((folder / "summary.json").read_text("utf-8")),
+        config=read_document(folder / "config.json", dict[str, Any]),
+        summary=read_document(folder / "summary.json", dict[str, Any]),
         log={n: np.array([float(row[n] or "nan") for row in rows]) for n in rows[0]},
         before=read_evaluation(folder / "samples" / "evaluation_before.csv"),
         after=read_evaluation(folder / "samples" / "evaluation_after.csv"),

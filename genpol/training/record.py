@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from genpol.agents.config import TrainConfig, usual
 from genpol.training.curves import Log, known, read_log
 from genpol.training.outcomes import Outcomes, read_outcomes
+from offline.documents import read_document
 from offline.errors import InputError
 
 WIDTH = 86  # characters of a page's line of code
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> TrainRecord:
         InputError: no such run, or it has not evaluated anything yet.
     """
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_document(folder / "config.json", dict[str, Any])
         log = read_log(folder / "metrics.csv")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the training run in {folder}: {error}") from error
@@ -80,7 +80,7 @@ def read_run(folder: Path) -> TrainRecord:
     return TrainRecord(
         folder,
         config,
-        json.loads(summary.read_text("utf-8")) if summary.exists() else {},
+        read_document(summary, dict[str, float | None]) if summary.exists() else {},
         log,
         read_outcomes(folder / "evaluations"),
     )

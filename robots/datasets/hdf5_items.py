@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.arrays import Shape, check_kind, check_shape
+from offline.arrays import check_kind, check_shape
 from offline.errors import InputError, shown
 from robots.datasets.hdf5 import import_h5py
 
@@ -65,7 +65,7 @@ def subgroup(group: Any, name: str, where: str) -> Any:
     raise InputError(f'{where}: "{shown(name)}" is {_kind(found)}, expected a group')
 
 
-def numbers(group: Any, name: str, where: str, shape: Shape) -> Any:
+def numbers(group: Any, name: str, where: str, shape: tuple[Any, ...]) -> Any:
     """A dataset of numbers, not read yet; None where there is none.
 
     Args:

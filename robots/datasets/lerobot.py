@@ -230,7 +230,7 @@ class LeRobotEpisodes:
     def _frames(self, row: dict[str, Any], key: str, steps: int, name: str) -> np.ndarray:
         if not self._info.video_path:
             raise InputError(f'"{self.path}": meta/info.json has no "video_path"')
-        said = {part: row.get(f"videos/{key}/{part}") for part in VIDEO}
+        said: dict[str, Any] = {part: row.get(f"videos/{key}/{part}") for part in VIDEO}
         if wrong := [part for part, value in said.items() if not isinstance(value, (int, float))]:
             raise InputError(
                 f'{name}: "videos/{key}/{wrong[0]}" should be a number, received '
@@ -384,7 +384,8 @@ def _shape(feature: Feature) -> tuple[int, ...]:
 
 def _statistic(value: Any, what: str) -> np.ndarray:
     """One number for each action dimension."""
-    found = as_document(value, list[float] | list[list[float]] | float, what)
+    kind: Any = list[float] | list[list[float]] | float
+    found = as_document(value, kind, what)
     try:
         return np.asarray(found, float).reshape(-1)
     except ValueError as error:
@@ -428,7 +429,9 @@ def as_matrix(column: Any, where: str, name: str) -> np.ndarray:
     """
     rows = len(column)
     while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
-        lengths = getattr(column, "value_lengths", list)()  # none where all are of one length
+        lengths: list[Any] = getattr(
+            column, "value_lengths", list
+        )()  # none where all are of one length
         if column.null_count or len(set(lengths)) > 1:
             raise InputError(f'{where}: "{shown(name)}" has rows of different lengths')
         column = column.flatten()

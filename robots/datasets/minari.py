@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +71,7 @@ class MinariEpisodes:
         space = spec.action_space
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise InputError(f'"{self.name}" has actions {space}, expected one vector (Box)')
-        if wrong := [n for n in steps if not isinstance(n, Integral) or not 0 < n < 2**40]:
+        if wrong := [n for n in steps if not isinstance(n, (int, np.integer)) or not 0 < n < 2**40]:
             raise InputError(
                 f'"{self.name}": an episode has total_steps {shown(wrong[0])}, expected a whole '
                 "number, at least 1"

@@ -6,19 +6,20 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Generator, Tensor
 
+from offline.documents import read_document
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Obs
@@ -102,6 +103,14 @@ def _torchvision_or_stand_in() -> Iterator[None]:
     finally:
         for module in stand_ins:
             sys.modules.pop(module.__name__, None)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What may lie beside a checkpoint, as JSON."""
+
+    action_chunk: Annotated[int, Ge(1)] | None = None
+    action_spec: dict[str, Any] | None = None
 
 
 class RobomimicPolicy:
@@ -213,13 +222,13 @@ class RobomimicPolicy:
                 f"({in_one_line(error)}): was it made by another version?"
             ) from error
         sidecar = path.with_suffix(".json")
-        beside = json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {}
-        if env_spec is None and beside.get("action_spec"):
-            env_spec = ActionSpec.from_dict(beside["action_spec"])
+        beside = read_document(sidecar, Sidecar) if sidecar.is_file() else Sidecar()
+        if env_spec is None and beside.action_spec:
+            env_spec = ActionSpec.from_dict(beside.action_spec, f'"{sidecar}"')
         return cls(
             rollout_policy,
             env_spec=env_spec,
-            action_chunk=action_chunk or beside.get("action_chunk"),
+            action_chunk=action_chunk or beside.action_chunk,
             action_stats=saved.get("action_normalization_stats"),
             env=(saved.get("env_metadata") or {}).get("env_name"),
         )

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -148,3 +149,45 @@ def test_a_full_disk_leaves_the_older_model_whole(tmp_path, monkeypatch, kind):
     write(tmp_path, 2)
     new = read(tmp_path).state_dict()
     assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_do_not_fit_are_named(tmp_path, kind):
+    write, read = KINDS[kind]
+    write(tmp_path, 1)
+    (config,) = tmp_path.glob("*.json")
+    (weights,) = tmp_path.glob("*.safetensors")
+    document = json.loads(config.read_text())
+    del document[HASH]
+    config.write_text(json.dumps(document))
+    tensors = safetensors.torch.load_file(weights)
+    name = sorted(tensors)[0]
+    for changed, says in (
+        ({k: v for k, v in tensors.items() if k != name}, f'lacks tensor "{name}"'),
+        (tensors | {"more": torch.zeros(1)}, 'the unknown tensor "more"'),
+        (tensors | {name: torch.zeros(3, 5, 7)}, f'"{name}" is float32 .3, 5, 7., expected'),
+        (tensors | {name: tensors[name].half()}, f'"{name}" is float16'),
+        (
+            tensors | {name: torch.full_like(tensors[name], torch.nan)},
+            "holds NaN or infinite weights",
+        ),
+    ):
+        safetensors.torch.save_file(changed, weights)
+        with pytest.raises(InputError, match=says):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["spec", "obs_shapes", "architecture", "meta"])
+def test_a_document_is_held_to_its_schema(tmp_path, entry):
+    config = value(tmp_path, 1) / "config.json"
+    document = json.loads(config.read_text())
+    for bad in (None, [], "text", 3):
+        config.write_text(json.dumps(document | {entry: bad}))
+        with pytest.raises(InputError, match=f'"{entry}" should be an object'):
+            ValueFunction.load(tmp_path)
+    config.write_text(json.dumps(document | {"architecture": {"hidden": [10**9]}}))
+    with pytest.raises(InputError, match="sizes should be at most 65536"):
+        ValueFunction.load(tmp_path)
+    config.write_text(json.dumps(document | {"architecture": {"hidden": [65536, 65536]}}))
+    with pytest.raises(InputError, match="are they of two models"):  # before 16 GiB are allocated
+        ValueFunction.load(tmp_path)

@@ -80,3 +80,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match="version v2.1, expected v3"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("data_path", "../x/{chunk_index}", "leads out of the folder"),
+        ("data_path", "/etc/passwd", "leads out of the folder"),
+        ("data_path", "{chunk_index.__class__}/{other}", "unknown fields"),
+        ("features", [], '"features" should be an object'),
+        ("features", {"action": {"shape": "text"}}, "features.action.shape"),
+        ("codebase_version", None, '"codebase_version" should be a string, received null'),
+    ],
+)
+def test_info_is_held_to_its_schema(tmp_path: Path, key: str, value: object, says: str) -> None:
+    path = write(tmp_path) / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=says):
+        open_dataset(tmp_path)

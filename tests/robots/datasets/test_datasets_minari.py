@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,21 @@ def test_what_is_refused(storage: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(InputError, match=r"main_data.hdf5\" was cut off"):
         open_dataset("minari:toy/line-v0")
+
+
+def test_metadata_that_names_code_runs_none(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minari makes the environment where metadata.json lacks a space."""
+    create("toy/line-v0", POSE, spaces.Box(-2, 2, (1,), np.float32))
+    (storage / "canary_module.py").write_text("open(__file__ + '.ran', 'w').close()")
+    monkeypatch.syspath_prepend(storage)
+    path = storage / "toy" / "line-v0" / "data" / "metadata.json"
+    document = json.loads(path.read_text())
+    del document["action_space"]
+    entry = {"id": "toy/line-v0", "entry_point": "canary_module:make", "reward_threshold": None}
+    path.write_text(json.dumps(document | {"env_spec": json.dumps(entry)}))
+    with pytest.raises(InputError, match='has no "action_space"'):
+        open_dataset(path.parent)
+    assert not (storage / "canary_module.py.ran").exists()
+    path.write_text("[" * 1000 + "]" * 1000)
+    with pytest.raises(InputError, match="recursion limit"):
+        open_dataset(path.parent)

@@ -238,6 +238,9 @@ def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not data")
     with pytest.raises(InputError, match="is not an HDF5 file"):
         open_dataset(tmp_path / "notes.txt")
+    for name in ("x" * 5000, tmp_path / ("y" * 300)):
+        with pytest.raises(InputError, match='cannot read ".*File name too long'):
+            open_dataset(name)
     write_example(tmp_path / "demos.hdf5")
     with pytest.raises(InputError, match='no dataset .* Did you mean ".*demos.hdf5"'):
         open_dataset(tmp_path / "demo.hdf5")

@@ -76,3 +76,29 @@ def test_a_dataset_stays_what_it_is():
     data = EpisodeList(EPISODES)
     assert as_episodes(data, "data") is data
     assert len(as_episodes(EPISODES, "data")) == 3
+
+
+class Lazy(EpisodeList):
+    """A reader's own dataset, one of whose episodes cannot be read."""
+
+    def __getitem__(self, index):
+        return [EPISODES[0], 1 / 0][index] if index else EPISODES[0]
+
+
+def lazy(path):
+    return Lazy(EPISODES)
+
+
+def wrong_lengths(path):
+    data = Lazy(EPISODES)
+    data.lengths = ["three", "five", "eight"]
+    return data
+
+
+def test_a_readers_episodes_are_checked_as_they_are_read(monkeypatch):
+    data = open_dataset(f"{__name__}:lazy@x")
+    assert len(data[0]) == 3 and data.splits == {}
+    with pytest.raises(InputError, match="cannot read episode 1 of .*ZeroDivisionError"):
+        data[1]
+    with pytest.raises(InputError, match="expected one whole number for each"):
+        open_dataset(f"{__name__}:wrong_lengths@x")
