@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from diffusion.errors import InputError, did_you_mean, shown
 
+LONGEST = 10_000  # characters of an expression; reading it takes their square
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SIGN = re.compile(r"\s*([+-])\s*")
 _WEIGHT = re.compile(rf"\s*([+-]?{_NUMBER})\s*\*\s*")
@@ -50,6 +51,11 @@ def parse(expression: str, known: Collection[str]) -> list[Term]:
     """
     if not expression.strip():
         raise InputError(f"The reward is empty: expected an expression such as {_example(known)}.")
+    if len(expression) > LONGEST:
+        raise InputError(
+            f'The reward "{cut(expression)}" has {len(expression)} characters: expected at most '
+            f"{LONGEST}. Write a long sum as a function of your own, module:function."
+        )
     terms: list[Term] = []
     rest = expression
     while rest.strip() or not terms:
