@@ -95,6 +95,16 @@ def _class_name(path: str) -> str | None:
     return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
 
 
+def unet_config(model: str) -> dict:
+    """The configuration of a pipeline's UNet, read from its folder; empty where it is none."""
+    path = (TINY if model == "tiny" else Path(model)) / "unet" / "config.json"
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # a hub id, or a folder that loading will refuse
+    return found if isinstance(found, dict) else {}
+
+
 def _reason(error: Exception) -> str:
     """The start of an error's message as one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from offline.waiting import wait_passively
+
+wait_passively()  # before torch is loaded
+
 __version__ = "0.1.0"
 
 # What users import, and the module that defines it. Nothing is imported before it is asked for, so

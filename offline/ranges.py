@@ -22,6 +22,7 @@ Size = Annotated[int, Ge(1), Le(65_536)]
 Sizes = Annotated[tuple[Size, ...], MinLen(1)]
 """One for each layer."""
 Few = Annotated[int, Ge(0), Le(65_536)]
+Threads = Annotated[int, Ge(1), Le(1_024)]
 
 Finite = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 NotNegative = Annotated[float, Ge(0), Le(LARGEST)]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from offline.waiting import wait_passively
+
+wait_passively()  # before torch is loaded
+
 # What users import, and the module that defines it. Nothing is imported before it is asked for, so
 # that importing this package takes no time. `python -m scripts.public_surface` writes the stub
 # beside this file and the list in docs/PYTHON.md.

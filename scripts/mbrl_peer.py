@@ -68,7 +68,7 @@ LIBRARIES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "ome
 
 def main() -> None:
     options = parsed()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     env = gymnasium.make(options.env)
     env.reset(seed=options.seed)
@@ -104,6 +104,7 @@ def parsed() -> argparse.Namespace:
         ("sac-updates", 20, "updates per environment step"),
         ("sac-batch", 256, "transitions per update"),
         ("sac-width", 256, "units of both hidden layers of actor and critics"),
+        ("threads", 1, "of PyTorch"),
         ("seed", 0, "of everything random"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")

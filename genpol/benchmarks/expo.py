@@ -143,11 +143,20 @@ def learn(
         agent.update_policy(batch, generator)
 
 
-def agreements(agent: EXPO, task: ToyTask, n: int, states: int = 2048) -> dict[str, float]:
+def agreements(
+    agent: EXPO, task: ToyTask, n: int, states: int = 2048, *, low: bool = True
+) -> dict[str, float]:
     """Share of states whose best of N proposals and N edits is the full chain's, for each cheaper
     way to draw the proposals, and the value that its choice loses.
 
     All start from the same noise, and edits move by the same noise.
+
+    Args:
+        agent: whose choices are compared.
+        task: draws the states.
+        n: N.
+        states: how many.
+        low: bfloat16 as well, which takes minutes on a processor that has none.
     """
     base = agent.base.policy
     if not isinstance(base, ChunkPolicy):
@@ -165,6 +174,8 @@ def agreements(agent: EXPO, task: ToyTask, n: int, states: int = 2048) -> dict[s
 
     full, out = with_edits(base.decode(obs, noise)), {}
     for name, how in CHEAPER.items():
+        if "dtype" in how and not low:
+            continue
         cheap = with_edits(base.decode(obs, noise, **how))
         found = agreement(agent.critic.target, obs, full, cheap)
         out[f"bench/agreement_{name}"] = found["diagnose/agreement"]

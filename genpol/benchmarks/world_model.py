@@ -101,10 +101,11 @@ def measure_peer(python: str, options: dict[str, Any], steps: int) -> dict[str, 
     words = [python, str(PEER), "--env", ENV, "--steps", str(steps)]
     for name, value in (SIZES | options).items():
         words += [name, str(value)]
-    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    count = str(options.get("--threads", 1))
+    threads = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, env=os.environ | one, check=False
+            words, capture_output=True, text=True, env=os.environ | threads, check=False
         )
     except OSError as error:
         raise InputError(

@@ -11,7 +11,9 @@ from genpol.policies.cloning_config import CloneConfig
 SHOWN = {"clone/loss": "loss", "clone/valid_loss": "held out"}
 SUMMARY = {"data/episodes": "episodes", "data/chunks": "chunks", "train/steps": "steps"}
 # What a resumed run may have differently, and why it may not have other steps.
-CHANGEABLE = ("data", "lr", "log_every", "checkpoint_every", "keep_checkpoints", "device", "wandb")
+CHANGEABLE = (
+    "data", "lr", "log_every", "checkpoint_every", "keep_checkpoints", "device", "threads", "wandb",
+)  # fmt: skip
 FIXED = {"steps": "the learning rate of a clone falls to zero at --steps"}
 
 # The order of help: subject -> fields.
@@ -23,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "network": ("features", "width", "layers", "image_encoder", "language_model"),
     "sampling": ("denoising_steps", "sampler"),
     "learning": ("warmup", "weight_decay", "ema", "scale", "random_shift", "memory_gb"),
-    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "wandb"),
 }  # fmt: skip
 
 

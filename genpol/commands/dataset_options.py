@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from offline.ranges import Count
+from offline.ranges import Count, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,9 @@ class DatasetRunOptions:
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     output: Path
     """Run folder."""
     resume: Path | None = None

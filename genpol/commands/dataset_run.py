@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genpol.commands.dataset_options import DatasetRunOptions
+from genpol.runs.machine import learning, on_this_machine
 from offline.data.dataset_config import DatasetConfig
 from offline.errors import InputError
 
@@ -45,6 +46,7 @@ def given_or_restored(
         raise type(error)(f"{error} ({reason})" if reason else str(error)) from None
 
 
+@on_this_machine(learning)
 def dataset_run(
     config: DatasetRunOptions,
     stored: Mapping[str, Any],

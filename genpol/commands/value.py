@@ -13,7 +13,7 @@ SUMMARY = {"data/successes": "successes", "data/failures": "failures", "train/st
 # What a resumed run may have differently.
 CHANGEABLE = (
     "data", "steps", "lr", "actor_lr", "log_every", "checkpoint_every", "keep_checkpoints",
-    "device", "wandb",
+    "device", "threads", "wandb",
 )  # fmt: skip
 
 # The order of help: subject -> fields.
@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "network": ("ensemble", "hidden", "image_encoder", "language_model"),
     "learning": ("lr", "target_rate", "expectile", "scale", "random_shift", "memory_gb"),
     "Cal-QL": ("actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup"),
-    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "wandb"),
 }  # fmt: skip
 
 

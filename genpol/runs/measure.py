@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +126,22 @@ class PartClock:
                 return function(*args, **kwargs)
 
         return call
+
+
+def count_flop(function: Callable[[], Any]) -> float:
+    """Floating-point operations of the matrix products and convolutions that a call makes, those of
+    its backward passes included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def onednn(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    own = {}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # `offline.networks.linear`
+        own[torch.ops.mkldnn._linear_pointwise] = onednn
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        function()
+    return float(counter.get_total_flops())
 
 
 def synchronise(device: str) -> None:

@@ -273,19 +273,11 @@ def _clean(run: Any) -> None:
 def _bound_exit(thread: _Thread) -> None:
     """At exit wandb waits for its service without end; the thread goes on beside that."""
 
-<<<<<<< HEAD
-    def end() -> None:
-        time.sleep(EXIT_SECONDS)
-        _kill_service()
-
-    thread.begin(end)
-=======
     def job() -> None:
         time.sleep(EXIT_SECONDS)
         _kill_service()
 
     thread.begin(job)
->>>>>>> Docs: a reward server's options and bounds, and what happens when wandb fails
 
 
 def _service() -> Any:

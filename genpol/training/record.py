@@ -110,6 +110,8 @@ def same_again(run: TrainRecord) -> str:
         given = _option(name, config.get(name, default))
         if name != "agent" and given != _option(name, default):
             parts.append(given)
+    if (threads := config.get("threads") or 1) > 1:  # else the last bits may differ
+        parts.append(_option("threads", threads))
     return _folded([*parts, "--output runs/again"])
 
 

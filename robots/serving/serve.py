@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from offline.errors import InputError
+from offline.threads import use_threads
 from robots.serving.wire import MAX_MESSAGE_BYTES, pack, unpack_map
 
 try:
@@ -65,6 +66,8 @@ class PolicyServer:
             exceeds it is answered with an error.
         max_connections: further clients are refused with HTTP 503.
         metadata: sent to each client on connecting.
+        threads: of PyTorch, for the policies' compute; default as many as this process has. They
+            have to be said in the worker, see `offline.threads`.
         ready: called with the address once listening.
 
     Attributes:
@@ -82,6 +85,7 @@ class PolicyServer:
         rate_limit: float = 1000.0,
         max_connections: int = 128,
         metadata: Mapping[str, Any] | None = None,
+        threads: int | None = None,
         ready: Callable[[str], None] | None = None,
     ) -> None:
         if max_message_bytes < 1 or rate_limit <= 0 or max_connections < 1:
@@ -94,7 +98,9 @@ class PolicyServer:
         self._metadata = pack(dict(metadata or {}))
         self._ready = ready
         # One worker: a lock around the policies' compute, while the event loop stays responsive.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._worker = ThreadPoolExecutor(
+            1, "policy", initializer=_use_threads, initargs=(threads,)
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -259,6 +265,13 @@ class PolicyServer:
 
     async def _compute(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
+
+
+def _use_threads(count: int | None) -> None:
+    """In a new thread, which starts with PyTorch's default for its matrix products otherwise."""
+    import torch
+
+    use_threads(torch.get_num_threads() if count is None else count)
 
 
 def is_loopback(host: str) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from offline.errors import InputError
+from offline.threads import choose, typical_of
 from offline.types import Policy
 from robots.serving.observations import Observations, merged
-from robots.serving.per_client import copier, noise
+from robots.serving.per_client import copier, find_weights, noise
 from robots.serving.serve import PolicyServer, Session
 from robots.serving.sessions import FEATURES, PolicySession
 
@@ -40,7 +41,8 @@ def serve_policy(
         embed: instruction -> (384,), for a policy that observes "language".
         seed: of the noise of requests that bring none.
         server: options of `PolicyServer`: host, port, api_key, rate_limit, max_connections,
-            max_message_bytes, ready.
+            max_message_bytes, threads, ready. Threads are by default those that
+            `offline.threads.choose` takes for the policy's networks.
 
     Raises:
         InputError: the parts disagree on an observation. A policy that cannot be copied is
@@ -60,6 +62,7 @@ def serve_policy(
         )
 
     make_session, metadata = policy_sessions(policy, observations, again, seed)
+    server["threads"] = choose(server.get("threads"), typical_of(find_weights(policy), rows=1))
     return PolicyServer(make_session, metadata=metadata, **server)
 
 

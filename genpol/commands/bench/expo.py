@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from annotated_types import Ge, Le
+from typing import TYPE_CHECKING, Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, with_preset
-from offline.ranges import Amount, Count, Seed
+from genpol.runs.machine import on_this_machine
+from offline.ranges import Amount, Count, Seed, Threads
 
 if TYPE_CHECKING:
     from genpol.benchmarks.expo import Parts
@@ -30,6 +29,7 @@ PROBLEM: dict[str, Any] = {
 
 # The settings of EXPO's learning that may be measured otherwise than the preset has them.
 CHOICES = ("candidates", "candidate_dtype", "critic_dtype", "cache_age")
+BEARABLE = 8.0  # times float32's seconds up to which choices in bfloat16 are compared, too
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": ("preset", "env_steps", "learn_steps", "threads", "device", "output"),
@@ -67,8 +67,8 @@ class BenchExpo:
     cache_age: Amount | None = None
     """Updates for which base candidates are reused, as in `genpol train`. A few steps fill little
     of a cache, so its saving does not show here."""
-    threads: Annotated[int, Ge(1), Le(1_024)] = 1
-    """Threads of PyTorch, at least 1. One thread spends no CPU-seconds on waiting."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one."""
     device: str | None = None
     """Device of the networks: cpu, cuda or cuda:1. Default: cuda where there is one, else cpu."""
     seed: Seed = 0
@@ -88,6 +88,7 @@ def settings(config: BenchExpo) -> TrainConfig:
     return replace(train, **given)
 
 
+@on_this_machine()
 def run(config: BenchExpo) -> None:
     """Measure the first update, then whole environment steps, then compare choices."""
     import time
@@ -97,15 +98,16 @@ def run(config: BenchExpo) -> None:
     from genpol.benchmarks import expo as bench
     from genpol.runs.allocator import keep_freed_memory
     from genpol.runs.device import pick_device
+    from genpol.runs.measure import count_flop
+    from genpol.runs.processor import measure_speed, times_slower
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run
     from offline.option_check import check_numbers
 
     hush()
     check_numbers(config)
-    torch.set_num_threads(config.threads)
     keep_freed_memory()
-    device = pick_device(config.device)
+    device, speed = pick_device(config.device), measure_speed()
     train = settings(config)
     train.check()
     document = {f.name: getattr(train, f.name) for f in fields(train)} | asdict(config)
@@ -120,18 +122,25 @@ def run(config: BenchExpo) -> None:
             "bench/first_update_cpu_s": time.process_time(),
         }
         bench.env_step(agent, task, train, generator)
+        batch = task.sample(train.batch_size)
+        flop = count_flop(lambda: agent.update_critic(batch, generator))
         measured: list[Parts] = []
         for step in range(config.env_steps):
             with bench.Parts(agent, device) as parts, parts.part("env_step"):
                 bench.env_step(agent, task, train, generator)
             folder.log(step + 1, results([parts], train.utd))
             measured.append(parts)
-        final |= results(measured, train.utd)
+        final |= results(measured, train.utd) | speed.metrics()
+        final["bench/critic_update_gflop"] = flop / 1e9
+        if device == "cpu" and train.candidate_dtype == train.critic_dtype == "float32":
+            final["bench/speed_share"] = speed.share(flop, final["bench/critic_update_cpu_s"])
         if config.learn_steps:
             bench.learn(agent, task, train, config.learn_steps, generator)
-            final |= bench.agreements(agent, task, train.num_candidates)
+            low = device != "cpu" or times_slower("bfloat16") < BEARABLE
+            final |= bench.agreements(agent, task, train.num_candidates, low=low)
         folder.summary(final)
     print(as_table(final))
+    print(speed)
 
 
 def results(measured: list[Parts], utd: float) -> dict[str, float]:
@@ -160,6 +169,9 @@ def as_table(metrics: dict[str, float]) -> str:
     for label, name in rows.items():
         wall = metrics.get(f"bench/{name}_wall_s", metrics.get(f"bench/{name}_s", float("nan")))
         lines.append(f"{label:32}{metrics[f'bench/{name}_cpu_s']:>8.3f}{wall:>8.3f}")
+    if (share := metrics.get("bench/speed_share")) is not None:
+        gflop = metrics["bench/critic_update_gflop"]
+        lines.append(f"a critic update is {gflop:.3g} GFLOP: {share:.0%} of this machine's float32")
     lines.append("of an environment step, CPU:")
     for name, value in metrics.items():
         if name.startswith("bench/part_"):

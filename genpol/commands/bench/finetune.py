@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.config import check, recommended_texts
-from offline.ranges import Count, NotNegative, Seed
+from genpol.runs.machine import on_this_machine
+from offline.ranges import Count, NotNegative, Seed, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion.finetune import Finetuner
+    from genpol.commands.finetune.options import Finetune
     from genpol.runs.measure import Cost
+    from offline.threads import Typical
 
 TOLERANCE = 1e-4  # relative difference of the two loops' gradients, in fp32
 # The order of help: subject -> fields.
@@ -26,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "guidance_scale", "rollout_batch", "micro_batch",
     ),
     "memory and precision": ("gradient_checkpointing", "dtype", "autocast"),
-    "run": ("seed", "wandb"),
+    "run": ("threads", "seed", "wandb"),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts()
@@ -72,6 +75,9 @@ class BenchFinetune:
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
@@ -80,27 +86,45 @@ class BenchFinetune:
     """Where wandb logs."""
 
 
+def work(config: BenchFinetune) -> list[Typical]:
+    """Typical operations, as those of `genpol finetune`."""
+    from genpol.commands.finetune import command as finetune
+
+    return finetune.work(finetune.complete(options(config)), {})
+
+
+def options(config: BenchFinetune) -> Finetune:
+    """Those of the run that is measured."""
+    from genpol.commands.finetune.options import Finetune
+
+    return Finetune(**asdict(config), gold_reward="")
+
+
+@on_this_machine(work)
 def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
     from genpol.benchmarks.ddpo import ddpo_epoch
     from genpol.commands.finetune.command import build, complete
-    from genpol.commands.finetune.options import Finetune
-    from genpol.runs.measure import Cost
+    from genpol.runs.measure import Cost, count_flop
+    from genpol.runs.processor import measure_speed
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run
     from offline.option_check import check_numbers
 
     hush()
     check_numbers(config)
-    settings = complete(Finetune(**asdict(config), gold_reward=""))
+    settings = complete(options(config))
     check(settings)
     tuner, identity = build(settings)
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    begin = time.perf_counter()
+    begin, speed = time.perf_counter(), measure_speed()
     with Run(
         config.output, document | identity, command="bench finetune", wandb=config.wandb
     ) as folder:
         error = gradient_error(tuner)
+        start = snapshot(tuner)
+        flop = count_flop(tuner.run_epoch)
+        rewind(tuner, start)
         ours, usual = Cost(), Cost()
         for epoch in range(config.epochs):
             start = snapshot(tuner)
@@ -111,9 +135,14 @@ def run(config: BenchFinetune) -> None:
         final = results(ours, usual) | {
             "bench/gradient_error": error,
             "time/seconds": time.perf_counter() - begin,
+            "bench/epoch_gflop": flop / 1e9,
+            **speed.metrics(),
         }
+        if str(tuner.policy.device) == "cpu" and not settings.autocast and settings.dtype == "fp32":
+            final["bench/speed_share"] = speed.share(flop, ours.cpu_seconds / config.epochs)
         folder.summary(final)
     print(as_table(final))
+    print(speed)
 
 
 def gradient_error(tuner: Finetuner) -> float:
@@ -234,6 +263,9 @@ def as_table(metrics: dict[str, float]) -> str:
         if f"bench/{name}" in metrics:
             pair = metrics[f"bench/{name}"], metrics[f"bench/{name}_ddpo"]
             lines.append(f"{label:28}{pair[0]:>10{form}}{pair[1]:>12{form}}")
+    if (share := metrics.get("bench/speed_share")) is not None:
+        gflop = metrics["bench/epoch_gflop"]
+        lines.append(f"an epoch is {gflop:.3g} GFLOP: {share:.0%} of this machine's float32")
     lines.append(
         f"{metrics['bench/ratio']:.2f} times the speed on {metrics['bench/images']:.0f} images "
         f"each; gradients equal to {metrics['bench/gradient_error']:.0e}"

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offline.ranges import Count, Seed
+from genpol.runs.machine import on_this_machine
+from offline.ranges import Count, Seed, Threads
 
 if TYPE_CHECKING:
     from genpol.commands.train.command import Train
@@ -18,7 +19,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "explore", "model_every", "model_epochs", "rollouts_per_step", "sac_updates",
         "critic_dtype", "model_dtype",
     ),
-    "run": ("seed", "wandb"),
+    "run": ("threads", "seed", "wandb"),
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ class BenchWorldModel:
 
     7 models of 4 x 200 with 5 elites, trained by likelihood, termination by Hopper's own rule;
     rollouts of one step; SAC of 2 x 256 with batches of 256, 5 % of them real, one update of the
-    actor for each of the critic; no LayerNorm in the critic, as in the peer's. One thread. Time
+    actor for each of the critic; no LayerNorm in the critic, as in the peer's. Time
     runs from the first training of the models on.
     """
 
@@ -58,6 +59,9 @@ class BenchWorldModel:
     peer: str | None = None
     """Python of an environment with mbrl 0.2.0, which is then measured too; see
     scripts/mbrl_peer.py. Default: none, only ours is measured."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1; the peer gets as many. Default: $OMP_NUM_THREADS,
+    else one."""
     seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
@@ -113,6 +117,7 @@ def settings(config: BenchWorldModel) -> Train:
         "actor_layer_norm": False,
         "critic_dtype": config.critic_dtype,
         "model_dtype": config.model_dtype,
+        "threads": config.threads,
         "seed": config.seed,
         "output": config.output,
         "videos": 0,
@@ -122,16 +127,16 @@ def settings(config: BenchWorldModel) -> Train:
     return train
 
 
+@on_this_machine()
 def run(config: BenchWorldModel) -> None:
     """Measure ours and, between its pieces, the peer's; write the run folder.
 
     Raises:
         InputError: a number is out of its range, Hopper is not installed, or the peer fails.
     """
-    import torch
-
     from genpol.benchmarks import world_model as bench
     from genpol.runs.allocator import keep_freed_memory
+    from genpol.runs.processor import measure_speed
     from genpol.runs.quiet import hush
     from genpol.runs.run import Run
 
@@ -144,9 +149,10 @@ def run(config: BenchWorldModel) -> None:
         "--rollouts-per-step": config.rollouts_per_step,
         "--sac-updates": config.sac_updates,
         "--seed": config.seed,
+        "--threads": config.threads or 1,
     }
-    torch.set_num_threads(1)
     keep_freed_memory()
+    speed = measure_speed()
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(train).items()}
     document |= {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     ours: list[dict[str, float]] = []
@@ -162,9 +168,10 @@ def run(config: BenchWorldModel) -> None:
             if config.peer is not None:
                 peers.append(bench.measure_peer(config.peer, options, config.env_steps))
             folder.log(piece + 1, bench.compared(ours[-1:], peers[-1:]))
-        final = bench.compared(ours, peers)
+        final = bench.compared(ours, peers) | speed.metrics()
         folder.summary(final)
     print(as_table(final))
+    print(speed)
 
 
 def make(train: Train) -> tuple[Any, Any]:

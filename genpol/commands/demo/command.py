@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline.ranges import Seed
+from offline.ranges import Seed, Threads
 
 if TYPE_CHECKING:
     from genpol.reports.page import Panel
@@ -34,6 +32,9 @@ class Demo:
     replaced."""
     seed: Seed = 0
     """Seed of everything random."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: one for the robot's parts, so that they
+    are the same on any number of processors; for the images as in `genpol finetune`."""
 
 
 def run(config: Demo) -> None:
@@ -76,7 +77,9 @@ def images(config: Demo) -> list[Panel]:
 
     folder = config.output / "images"
     remove_earlier(folder, "finetune")
-    settings = complete(Finetune(**SETTINGS, seed=config.seed, output=folder))
+    settings = complete(
+        Finetune(**SETTINGS, seed=config.seed, threads=config.threads, output=folder)
+    )
     check(settings)
     print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
     train(settings, {})
@@ -111,6 +114,7 @@ def steering(config: Demo) -> list[Panel]:
             value=(str(assets / "value"),),
             filtered=str(assets / "filtered"),
             seed=config.seed,
+            threads=config.threads or 1,
             output=folder,
             **STEERING,
         )
@@ -163,13 +167,13 @@ def training(config: Demo) -> list[Panel]:
         base=str(assets / "policy"),
         data=str(assets / "demos.hdf5"),
         seed=config.seed,
+        threads=config.threads or 1,
         output=folder,
         **TRAINING,
     )
     check(settings)
     print(f"training the shipped robot policy by reward: {settings.steps:,} steps, a few minutes")
-    with one_thread():
-        train(settings, {}, Clock())
+    train(settings, {}, Clock())
     story = (
         "A flow policy was cloned from 40 demonstrations by two operators. Each operator moves "
         "precisely but misjudges the object's position, always towards his own side. Of the 40 "
@@ -192,23 +196,8 @@ def world_model(config: Demo) -> list[Panel]:
     folder = config.output / "world-model"
     for arm in ARMS:
         remove_earlier(folder / arm, "train")
-    with one_thread():
-        train_both(folder, config.seed)
+    train_both(folder, config.seed, config.threads or 1)
     return [panel(folder)]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Arithmetic in one thread, so that rounding, hence the run, is the same on any number of
-    cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def remove_earlier(folder: Path, command: str) -> None:

@@ -47,21 +47,22 @@ MODEL: dict[str, Any] = {  # what only one of them has
 ARMS: dict[str, bool] = {"with-model": True, "without": False}  # folder -> has a model
 
 
-def settings(folder: Path, arm: str, seed: int) -> Train:
+def settings(folder: Path, arm: str, seed: int, threads: int = 1) -> Train:
     """Of one of ARMS, which runs in a folder of its own within `folder`."""
     from genpol.commands.train.command import Train
 
     own = MODEL if ARMS[arm] else {}
-    return Train.recommended(**SHARED | own, seed=seed, output=folder / arm)
+    options = SHARED | own | {"seed": seed, "threads": threads}
+    return Train.recommended(**options, output=folder / arm)
 
 
-def train_both(folder: Path, seed: int) -> None:
+def train_both(folder: Path, seed: int, threads: int = 1) -> None:
     """Train either arm."""
     from genpol.commands.train.command import check, train
     from genpol.training.session import Clock
 
     for arm in ARMS:
-        config = settings(folder, arm, seed)
+        config = settings(folder, arm, seed, threads)
         check(config)
         how = "with a world model" if ARMS[arm] else "without one"
         print(f"SAC {how}: {config.steps:,} steps, a minute or more")

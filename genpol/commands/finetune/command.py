@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.config import PUBLISHED, TINY, check
 from genpol.commands.finetune.options import RESUMABLE, Finetune
+from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
     from diffusion.finetune import Finetuner
     from diffusion.objective import Objective
     from diffusion.prompts.sources import PromptSource
     from diffusion.rewards import RewardFn
+    from offline.threads import Typical
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.rewards import Reward, load_reward
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
+    from offline.threads import in_threads
 
     given, device = given or Given(), pick_device(config.device)
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
@@ -105,8 +108,10 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler)
     else:
         pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    with in_threads(None if config.threads is None else 1):  # a sum's last bits depend on it
+        weights = fingerprint(pipe)
     identity = {
-        "model_fingerprint": fingerprint(pipe),
+        "model_fingerprint": weights,
         "prompts_fingerprint": prompts.fingerprint,
     }
     if config.lora:
@@ -127,6 +132,16 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     return Finetuner(policy, reward, prompts, config, gold, given.objective), identity
 
 
+def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typical]:
+    """Typical operations, from the configuration of the UNet, which is not loaded yet."""
+    from diffusion.pipelines import unet_config
+
+    pipeline = None if given is None else given.pipeline
+    unet = pipeline.unet.config if pipeline is not None else unet_config(config.model)
+    return drawing(config, unet, config.micro_batch)
+
+
+@on_this_machine(work)
 def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) -> dict[str, float]:
     """The whole run; writes the run folder and returns the summary.
 

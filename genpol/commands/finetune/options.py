@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.config import TINY, FinetuneConfig, recommended_texts
-from offline.ranges import Count, Decay
+from offline.ranges import Count, Decay, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.
-RESUMABLE = ("epochs", "wandb", "device", "learning_rate", "max_grad_norm", "autocast")
+RESUMABLE = (
+    "epochs", "wandb", "device", "threads", "learning_rate", "max_grad_norm", "autocast",
+)  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
@@ -32,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "storage_dtype",
     ),
     "evaluation": ("gold_reward", "eval_images", "final_eval_images", "eval_every"),
-    "run": ("checkpoint_every", "keep_checkpoints", "wandb"),
+    "run": ("checkpoint_every", "keep_checkpoints", "threads", "wandb"),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts() | {
@@ -69,6 +71,9 @@ class Finetune(FinetuneConfig):
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     output: Path = Path("runs/finetune")
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.config import PUBLISHED, TINY
 from genpol.commands.generate.options import Generate
+from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from offline.threads import Typical
+
 COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates")
 
 
+def work(config: Generate) -> list[Typical]:
+    """Typical operations, from the configuration of the UNet."""
+    from diffusion.pipelines import unet_config
+
+    return drawing(config, unet_config(config.model), config.batch)
+
+
+@on_this_machine(work)
 def run(config: Generate) -> None:
     """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers.
 

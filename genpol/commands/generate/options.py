@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.config import recommended_texts
-from offline.ranges import Count, NotNegative, Seed, Share
+from offline.ranges import Count, NotNegative, Seed, Share, Threads
 
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -18,7 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
     ),
-    "loading and memory": ("prompt_column", "unet", "dtype", "batch", "trust"),
+    "loading, memory and speed": ("prompt_column", "unet", "dtype", "batch", "threads", "trust"),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts()
@@ -66,6 +66,9 @@ class Generate:
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     batch: Count = 64
     """Images drawn at a time, at least 1."""
     trust: bool = False

@@ -34,7 +34,7 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
     from robots.serving.serve import PolicyServer
 
     check(config)
-    make_session, metadata = proxy(config) if upstream_of(config) else policy(config)
+    make_session, metadata, threads = proxy(config) if upstream_of(config) else policy(config)
     return PolicyServer(
         make_session,
         host=config.host,
@@ -44,12 +44,14 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         rate_limit=config.rate_limit,
         max_connections=config.max_connections,
         metadata=metadata,
+        threads=threads,
         ready=ready,
     )
 
 
-def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
-    """What makes a connection's session with a policy of our own, and the server's metadata."""
+def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
+    """What makes a connection's session with a policy of our own, the server's metadata, and the
+    number of threads to compute in."""
     from robots.serving.serve_policy import observed, policy_sessions
 
     value, shapes = load_value(config)
@@ -61,10 +63,22 @@ def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
     served = load()
     known = observed(served)
     observations = make_observations(config, shapes if known is None else known, known is None)
-    return policy_sessions(served, observations, load, config.seed)
+    base = served if value is None else served.base  # type: ignore[attr-defined]
+    made = policy_sessions(served, observations, load, config.seed)
+    return *made, threads_for(config, base, value)
 
 
-def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
+def threads_for(config: Serve, *parts: Any) -> int:
+    """Of PyTorch, by the networks of the policy and of the values."""
+    from offline.threads import choose, typical_of
+    from robots.serving.per_client import find_weights
+
+    each = [one for part in parts for one in getattr(part, "critics", [part])]
+    weights = [weight for one in each for weight in find_weights(one)]
+    return choose(config.threads, typical_of(weights, config.num_candidates or CANDIDATES))
+
+
+def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     """The same with another server's policy; the metadata is that server's.
 
     Raises:
@@ -103,7 +117,7 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any]]:
         )
 
     ours = {"features": ["reset"], "spec": spec.with_chunk(value.spec.chunk).to_dict()}
-    return make_session, {**metadata, "genpol": ours}
+    return make_session, {**metadata, "genpol": ours}, threads_for(config, value)
 
 
 def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:

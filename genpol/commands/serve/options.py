@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from offline.ranges import Finite, NotNegative, Positive, Seed, Size
+from offline.ranges import Finite, NotNegative, Positive, Seed, Size, Threads
 
 PROXY_CANDIDATES, CANDIDATES = 8, 32
 # The order of help: subject -> fields.
@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "observations and instruction": ("language_model", "env"),
     "limits": ("rate_limit", "max_message_mb", "max_connections"),
     "other server": ("parallel", "timeout"),
-    "run": ("seed",),
+    "run": ("threads", "seed"),
 }  # fmt: skip
 # What help shows for settings that are decided later.
 DEFAULT_TEXTS = {"num_candidates": f"{CANDIDATES}; {PROXY_CANDIDATES} with --upstream"}
@@ -86,6 +86,9 @@ class Serve:
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     seed: Seed = 0
     """Seed of the noise."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
 
 
 def check(config: Serve) -> None:

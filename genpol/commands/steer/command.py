@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,9 @@ def steer(config: Steer) -> SteerResult:
         result,
     )
     from offline.files import disk_errors
+    from offline.threads import choose, in_threads, typical_of
     from robots.envs.make import make_env
+    from robots.serving.per_client import find_weights
 
     check(config)
     values, env_name = load_values(config)
@@ -94,7 +96,13 @@ def steer(config: Steer) -> SteerResult:
         env = make_env(env_name, max_steps=config.max_steps, image_keys=image_keys or None)
         return env if embedding is None else WithLanguage(env, embedding)
 
-    chosen = tuned(config, policy, values) if config.tune else {}
+    parts = [policy, filtered, *getattr(values, "critics", [values])]
+    weights = [weight for part in parts for weight in find_weights(part)]
+    config = replace(
+        config, threads=choose(config.threads, typical_of(weights, config.num_candidates))
+    )
+    with in_threads(config.threads):
+        chosen = tuned(config, policy, values) if config.tune else {}
     select = make_select(chosen.get("temperature", config.temperature), config.margin)
     arms = Arms(
         policy,
@@ -109,6 +117,7 @@ def steer(config: Steer) -> SteerResult:
     path = config.output / "episodes.csv"
     document |= {"env": env_name} | chosen
     with (
+        in_threads(config.threads),
         Run(config.output, document, command="steer", wandb=config.wandb) as folder,
         InterruptGuard() as guard,
     ):

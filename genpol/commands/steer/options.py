@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from offline.ranges import Amount, Count, Finite, NotNegative, Seed, Size
+from offline.ranges import Amount, Count, Finite, NotNegative, Seed, Size, Threads
 
 Arm = Literal["base", "steered", "mode", "random"]
 ARMS: tuple[Arm, ...] = ("base", "steered", "mode", "random")
@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("margin", "gate", "value_weights", "deadline_ms", "any_task"),
     "comparison": ("arms", "filtered", "parallel"),
     "environment and instruction": ("max_steps", "instruction", "language_model"),
-    "run": ("trust", "wandb"),
+    "run": ("threads", "trust", "wandb"),
 }  # fmt: skip
 
 
@@ -77,6 +77,9 @@ class Steer:
     """Episodes filmed, base and steered side by side."""
     seed: Seed = 0
     """Seed of initial states and noise."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     any_task: bool = False

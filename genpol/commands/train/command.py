@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genpol.commands.train.options import CHANGEABLE, Train, check, require_preset
+from genpol.runs.machine import learning, on_this_machine
 
 if TYPE_CHECKING:
     from genpol.commands.train.inputs import Given
@@ -36,6 +37,7 @@ def run(config: Train) -> None:
     train(config, stored, clock)
 
 
+@on_this_machine(learning)
 def train(
     config: Train, stored: dict[str, Any], clock: Clock, given: Given | None = None
 ) -> dict[str, float]:

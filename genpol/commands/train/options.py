@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
 from offline.errors import InputError, did_you_mean
-from offline.ranges import Amount, Count, Few
+from offline.ranges import Amount, Count, Few, Threads
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
 # What a run may go on with differently; everything else would make it another run.
 CHANGEABLE = (
-    "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "trust",
+    "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "threads",
+    "trust",
     "lr", "base_lr", "model_lr", "utd",  # which keep a run that diverged from doing so again
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -55,7 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "update_after", "replay_capacity", "memory_gb",
     ),
     "evaluation": ("eval_every", "eval_episodes", "videos"),
-    "run": ("log_every", "checkpoint_every", "trust", "wandb"),
+    "run": ("log_every", "checkpoint_every", "threads", "trust", "wandb"),
 }  # fmt: skip
 
 
@@ -92,6 +93,9 @@ class Train(TrainConfig):
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
+    threads: Threads | None = None
+    """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
+    networks, and for images or wide layers as many as a measurement at the start finds faster."""
     output: Path = Path("runs/train")
     """Run folder. The policy is left in its policy/ and the critic in its value/."""
     resume: Path | None = None
