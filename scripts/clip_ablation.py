@@ -44,6 +44,7 @@ from diffusion.objective import Rollouts, step_weights
 from diffusion.prdp import PRDP
 from diffusion.process import ReverseProcess, reverse_process
 from diffusion.two_pass import two_pass_backward
+from offline.threads import use_threads
 
 DIM, PROMPTS, MODES, IMAGES, NUM_STEPS = 16, 16, 3, 8, 10
 BETA = 3e-5
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="print the learning-rate sweep")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     if options.tune:
         return tune(options.output / "clip_ablation_tuning.csv")

@@ -72,15 +72,15 @@ def images_half(height: int) -> Image.Image:
 
 def episodes() -> tuple[Recording, Recording]:
     """One sample and steered, on the first layout where only the latter succeeds."""
-    import torch
 
     import genpol
     from genpol.policies.policy import load_policy
     from genpol.steering.session import Arms, make_select, run_arms
     from offline.critics.value import ValueFunction
+    from offline.threads import use_threads
     from robots.envs.make import layout_seed, make_env
 
-    torch.set_num_threads(1)
+    use_threads(1)
     assets = Path(genpol.__file__).parent / "assets" / "steering"
     value = ValueFunction.load(assets / "value")
     arms = Arms(load_policy(assets / "policy"), value, make_select(1.0, None), CANDIDATES)

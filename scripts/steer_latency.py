@@ -14,13 +14,13 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from genpol.policies.policy import ChunkPolicy
 from genpol.steering.paired_episodes import stack
 from genpol.steering.select import argmax, softmax
 from genpol.steering.session import Arms, latencies
 from offline.critics.value import ValueFunction
+from offline.threads import use_threads
 from offline.types import Obs
 from robots.envs.make import layout_seed, make_env
 
@@ -39,7 +39,7 @@ def main() -> None:
     observations = [stack([env.reset(seed=layout_seed("latency", 0, i))[0]]) for i in range(20)]
     rows = []
     for threads in options.threads:
-        torch.set_num_threads(threads)
+        use_threads(threads)
         for kind in ("diffusion", "flow", "gaussian"):
             for candidates in (1, 8, 32):
                 policy = ChunkPolicy(kind, env.action_spec.with_chunk(4), value.obs_shapes)

@@ -139,9 +139,9 @@ def evaluate(
 
 def fill(options: argparse.Namespace) -> None:
     """Run every arm that has no row yet."""
-    import torch
+    from offline.threads import use_threads
 
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     table = Table(options.results, COLUMNS)
     for seed in options.seeds:
         for task in options.tasks:

@@ -33,6 +33,7 @@ from diffusion.world.scenes import (
     sample_caption,
     sample_thing,
 )
+from offline.threads import use_threads
 
 BLENDED, FEATURELESS, SMOOTHING = 0.30, 0.06, 0.05
 
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("runs/checker"))
     parser.add_argument("--evaluate", type=int, default=2048, help="held-out scenes")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     args.log.mkdir(parents=True, exist_ok=True)

@@ -41,11 +41,10 @@ def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
     Raises:
         SystemExit: what is there was begun with other options, so its row would be mislabelled.
     """
-    import torch
-
     from genpol.commands.train import command as train
+    from offline.threads import use_threads
 
-    torch.set_num_threads(threads)
+    use_threads(threads)  # for folders from before runs had a number of their own
     _require_same_options(folder, options)
     if (folder / "summary.json").exists():
         return
@@ -53,7 +52,7 @@ def finish(folder: Path, options: dict[str, Any], threads: int = 1) -> None:
         train.run(train.Train(resume=folder))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        train.run(train.Train(output=folder, **options))
+        train.run(train.Train(output=folder, threads=threads, **options))
 
 
 def _require_same_options(folder: Path, options: dict[str, Any]) -> None:

@@ -91,6 +91,11 @@ COMMANDS: dict[str, Command] = {
         "BenchWorldModel",
         "Measure MBPO on Hopper: environment steps per CPU-second.",
     ),
+    "bench beside": Command(
+        "genpol.commands.bench.beside",
+        "BenchBeside",
+        "Measure decisions, an EXPO step and a fine-tuning epoch beside busy programs.",
+    ),
     "completion": Command(
         "genpol.commands.completion",
         "Completion",

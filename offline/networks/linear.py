@@ -2,9 +2,11 @@
 
 PyTorch multiplies fp32 matrices with MKL, which is slow on processors that are not Intel's: 105
 GFLOP/s on one core of an AMD EPYC (Zen 5), where oneDNN, which PyTorch brings for convolutions and
-bf16, does 240. On Intel's the two are alike. oneDNN takes 10 microseconds longer to start, so small
-products stay where they are. Both round differently in the last bits; which one computes depends
-on shapes alone, so a repeated run repeats its bits.
+bf16, does 240. On Intel's the two are alike, and so they are on AMD's without AVX-512 (59 GFLOP/s).
+oneDNN takes 10 microseconds longer to start, so small products stay where they are. Where the
+processor has no AVX2, oneDNN has no fast code for it, and all products stay. Both round differently
+in the last bits; which one computes depends on the processor and on shapes alone, and nothing is
+measured, so a repeated run repeats its bits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ TALL = 2**19  # and from which on a gradient's order matters
 
 try:
     _onednn = torch.ops.mkldnn._linear_pointwise.default
-    _AVAILABLE = torch.backends.mkldnn.is_available()
+    _AVAILABLE = torch.backends.mkldnn.is_available() and (
+        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    )
 except AttributeError:  # a build of PyTorch without oneDNN
     _AVAILABLE = False
 

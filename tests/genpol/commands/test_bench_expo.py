@@ -20,6 +20,7 @@ def small(monkeypatch):
     faithful = command.FAITHFUL | {k: v for k, v in SMALL.items() if k in command.FAITHFUL}
     monkeypatch.setattr(command, "FAITHFUL", faithful)
     monkeypatch.setattr(bench, "agreements", partial(bench.agreements, states=128))
+    monkeypatch.setattr(command, "BEARABLE", float("inf"))
 
 
 def test_presets_solve_the_same_problem():
@@ -45,6 +46,16 @@ def test_the_summary(preset, small, tmp_path):
     assert 3 * summary["bench/critic_update_cpu_s"] < step
     assert all(0 <= summary[f"bench/agreement_{name}"] <= 1 for name in bench.CHEAPER)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+    assert summary["bench/critic_update_gflop"] > 0 and summary["machine/gflops_float32_1"] > 0
+    assert 0 < summary["bench/speed_share"] < 2  # a busy machine measures its speed too low
+
+
+def test_bfloat16_is_left_out_where_it_takes_minutes(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "BEARABLE", 0.0)
+    run(BenchExpo(env_steps=1, learn_steps=1, device="cpu", output=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "bench/agreement_two_step" in summary and "bench/agreement_bf16" not in summary
+    assert "this machine's GFLOP/s: float32" in capsys.readouterr().out
 
 
 def test_an_environment_step_is_what_it_says(small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import toy_reach
 from toy_reach import LIMIT, write_demonstrations
 from training_runs import (
@@ -254,3 +256,24 @@ def test_twenty_kills_change_nothing(demos, tmp_path):
     assert train(**options | {"steps": reached + 12}, output=tmp_path / "straight") == 0
     assert_same_run(run, tmp_path / "straight")
     assert list((run / "checkpoints").glob(".*")) == []
+
+
+def test_a_run_goes_on_in_its_own_number_of_threads(demos, tmp_path, monkeypatch):
+    """Sums are added up in another order in another number."""
+    run, used = tmp_path / "run", []
+    real = toy_reach.ToyReach.step
+
+    def step(self, action):
+        used.append(torch.get_num_threads())
+        return real(self, action)
+
+    before = torch.get_num_threads()
+    assert train(data=demos, output=run, threads=before + 1) == 0
+    assert json.loads((run / "config.json").read_text())["threads"] == before + 1
+    monkeypatch.setattr(toy_reach.ToyReach, "step", step)
+    assert resume(run, steps=40) == 0
+    assert set(used) == {before + 1}
+    used.clear()
+    assert resume(run, steps=44, threads=before) == 0
+    assert set(used) == {before}
+    assert json.loads((run / "config.json").read_text())["threads"] == before

@@ -62,6 +62,37 @@ def killed_midway(server):
         victim.socket.close()
 
 
+@pytest.mark.parametrize("asked", [2, None])
+def test_policies_compute_in_the_threads_that_the_server_is_told(asked):
+    """A new thread of Python would start with all processors for its matrix products."""
+    counts = []
+
+    class Counting(Counter):
+        def sample(self, obs, n, generator=None):
+            counts.append(threads_known())
+            return super().sample(obs, n, generator)
+
+    def threads_known():
+        """Those that this thread was given, not those that asking gives it."""
+        return used.get(threading.get_ident())
+
+    used = {}
+    real, here = torch.set_num_threads, torch.get_num_threads()
+
+    def noted(count):
+        used[threading.get_ident()] = count
+        real(count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", noted)
+        with PolicyServer(sessions(policy=Counting), port=0, threads=asked) as server:
+            robot = client(server)
+            robot.infer({"state": STATE})
+            hang_up(robot)
+    torch.set_num_threads(here)
+    assert counts == [asked or here]
+
+
 def test_a_thousand_requests_of_the_real_client_among_accidents():
     made = []
     metadata = {"robot": "toy", "reset_pose": np.zeros(3)}
