@@ -1,8 +1,10 @@
 """Precision of the matrix products in a denoising chain: float32 or bfloat16.
 
-bfloat16 halves the time of a large product on a CPU with AVX512-BF16 (470 against 240 GFLOP/s on
-one core). Weights stay float32 and are cast once per chain, so they are always the newest; the
-action that is denoised stays float32 too, and so do normalisation layers and residual sums.
+bfloat16 halves the time of a large product on some CPUs with AVX512-BF16 (470 against 240 GFLOP/s
+on one core). On others it takes twice the time, and fifty times where it has to be converted
+in software; `genpol.runs.processor` measures it, and commands warn. Weights stay float32 and are
+cast once per chain, so they are always the newest; the action that is denoised stays float32 too,
+and so do normalisation layers and residual sums.
 """
 
 from __future__ import annotations
