@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from annotated_types import Ge, Gt
+from offline.ranges import Count, Positive, Seed, Threads
 
 if TYPE_CHECKING:
     from genpol.benchmarks.beside import Child
@@ -43,31 +43,31 @@ class BenchBeside:
     threads, which spin while they wait.
     """
 
-    rounds: Annotated[int, Ge(1)] = 2
+    rounds: Count = 2
     """Turns of idle and beside, at least 1."""
-    busy: Annotated[int, Ge(1)] = 2
+    busy: Count = 2
     """Busy programs, at least 1."""
-    busy_threads: Annotated[int, Ge(1)] = 2
+    busy_threads: Threads = 2
     """Threads of each, at least 1."""
     usual: bool = True
     """Measure as PyTorch comes, too. This takes minutes beside the busy programs."""
-    threads: Annotated[int, Ge(1)] | None = None
+    threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: those that commands take."""
-    decisions: Annotated[int, Ge(1)] = 200
+    decisions: Count = 200
     """Decisions of each turn, at least 1."""
-    paced_decisions: Annotated[int, Ge(1)] = 50
+    paced_decisions: Count = 50
     """Decisions of each turn that are made at --rate, at least 1."""
-    rate: Annotated[float, Gt(0)] = 10.0
+    rate: Positive = 10.0
     """Decisions per second of a robot that executes chunks in between, above 0."""
-    expo_steps: Annotated[int, Ge(1)] = 1
+    expo_steps: Count = 1
     """Environment steps of each turn, at least 1."""
-    utd: Annotated[int, Ge(1)] = 20
+    utd: Count = 20
     """Critic updates of an environment step, at least 1."""
-    epochs: Annotated[int, Ge(1)] = 1
+    epochs: Count = 1
     """Fine-tuning epochs of each turn, at least 1."""
-    prompts_per_epoch: Annotated[int, Ge(1)] = 4
+    prompts_per_epoch: Count = 4
     """Prompts of an epoch, at least 1, with 8 images each."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
     """Run folder."""
