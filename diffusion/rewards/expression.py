@@ -53,7 +53,7 @@ def parse(expression: str, known: Collection[str]) -> list[Term]:
         raise InputError(f"The reward is empty: expected an expression such as {_example(known)}.")
     if len(expression) > LONGEST:
         raise InputError(
-            f'The reward "{cut(expression)}" has {len(expression)} characters: expected at most '
+            f'The reward "{shown(expression)}" has {len(expression)} characters: expected at most '
             f"{LONGEST}. Write a long sum as a function of your own, module:function."
         )
     terms: list[Term] = []
