@@ -55,13 +55,17 @@ class Pace:
         self._rest = 0.0  # seconds of scoring and selecting
 
     def next_batch(self, have: int, elapsed: float) -> int:
-        """Proposals to ask for now, with `have` in hand after `elapsed` seconds; 0 to stop."""
+        """Proposals to ask for now, with `have` in hand after `elapsed` seconds; 0 to stop.
+
+        The first batch is halved until it fits into what is left, down to one proposal.
+        """
         if have == 0:
-            return self.first
+            size = self.first
+            while size > 1 and not self._fits(size, elapsed):
+                size //= 2
+            return size
         more = min(have, self.most - have)
-        if more == 0 or elapsed + self._expected(more) + self._rest > self.deadline:
-            return 0
-        return more
+        return more if more and self._fits(more, elapsed) else 0
 
     def learn_batch(self, size: int, seconds: float) -> None:
         """A batch of `size` took so long."""
@@ -75,6 +79,9 @@ class Pace:
             self.first = max(1, self.first // 2)
         elif num >= 2 * self.first and total < 0.8 * self.deadline:
             self.first = min(2 * self.first, self.most)
+
+    def _fits(self, size: int, elapsed: float) -> bool:
+        return elapsed + self._expected(size) + self._rest <= self.deadline
 
     def _expected(self, size: int) -> float:
         if size in self._cost:

@@ -113,10 +113,10 @@ class Steered(Generic[Features]):
         edit: moves proposals; its edits are further candidates.
         gate: fall back to candidate 0, a plain sample, where the disagreement exceeds this (in
             units of the value); None never does. See `genpol.steering.tuning`.
-        deadline: seconds for a decision. K then depends on how fast the machine is, so results
-            do too; `num_candidates` is the most.
         clip: clip all candidates to the bounds before they are scored. Without, edits are scored
             and executed beyond them, as in the released code of EXPO; proposals are still clipped.
+        deadline: seconds for a decision, from when it is asked for, or from `since`. K then
+            depends on how fast the machine is, so results do too; `num_candidates` is the most.
         check: check that proposals lie where the critic's data did, and that they differ.
         ensemble: how the E heads make one score; V-GPS takes the minimum.
 
@@ -164,9 +164,18 @@ class Steered(Generic[Features]):
     def reset(self) -> None:
         self.base.reset()
 
-    def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
-        """n steered picks for each row, each out of its own K candidates: (B, n, H, A)."""
-        action = self._decide(obs, n, generator).action
+    def sample(
+        self, obs: Obs, n: int, generator: Generator | None, *, since: float | None = None
+    ) -> Tensor:
+        """n steered picks for each row, each out of its own K candidates: (B, n, H, A).
+
+        Args:
+            obs: B observations.
+            n: picks for each.
+            generator: draws proposals and choices.
+            since: when the time of a deadline began (`perf_counter`); default now.
+        """
+        action = self._decide(obs, n, generator, since).action
         return action.view(-1, n, *action.shape[1:])
 
     def commit(self, act: Tensor) -> None:
@@ -177,9 +186,11 @@ class Steered(Generic[Features]):
 
     # -- deciding
 
-    def decide(self, obs: Obs, generator: Generator | None) -> Decision[Features]:
-        """One pick for each row, with all that led to it."""
-        return self._decide(obs, 1, generator)
+    def decide(
+        self, obs: Obs, generator: Generator | None, *, since: float | None = None
+    ) -> Decision[Features]:
+        """One pick for each row, with all that led to it; `since` as in `sample`."""
+        return self._decide(obs, 1, generator, since)
 
     def choose(
         self, obs: Obs, act: Tensor, generator: Generator | None, picks: int = 1
@@ -258,10 +269,12 @@ class Steered(Generic[Features]):
             "steer/latency_p95_ms": 1e3 * self.latency.percentile(95),
         }
 
-    def _decide(self, obs: Obs, n: int, generator: Generator | None) -> Decision[Features]:
+    def _decide(
+        self, obs: Obs, n: int, generator: Generator | None, since: float | None
+    ) -> Decision[Features]:
         started = perf_counter()
         with torch.no_grad():  # not inference mode: a base policy may keep what it makes
-            act = self._propose(obs, n, generator, started)
+            act = self._propose(obs, n, generator, started if since is None else since)
         proposed = perf_counter()
         decision = self.choose(obs, act, generator, n)
         decision.timing["propose"] += proposed - started
@@ -280,18 +293,18 @@ class Steered(Generic[Features]):
         log_prob = edits.log_prob.reshape(len(act) * picks, -1)
         return torch.cat(groups, 2).flatten(1, 2), log_prob
 
-    def _propose(self, obs: Obs, n: int, generator: Generator | None, started: float) -> Tensor:
+    def _propose(self, obs: Obs, n: int, generator: Generator | None, since: float) -> Tensor:
         """(B, n K, H, A), the picks' proposals side by side."""
         if self.pace is None:
             return self._sample(obs, n * self.num_candidates, generator)
-        return self._propose_in_time(obs, n, generator, started, self.pace)
+        return self._propose_in_time(obs, n, generator, since, self.pace)
 
     def _propose_in_time(
-        self, obs: Obs, n: int, generator: Generator | None, started: float, pace: Pace
+        self, obs: Obs, n: int, generator: Generator | None, since: float, pace: Pace
     ) -> Tensor:
         batches: list[Tensor] = []
         have, now = 0, perf_counter()
-        while size := pace.next_batch(have, now - started):
+        while size := pace.next_batch(have, now - since):
             drawn = self._sample(obs, n * size, generator)
             batches.append(drawn.reshape(len(drawn), n, size, *drawn.shape[2:]))
             before, now = now, perf_counter()

@@ -86,3 +86,24 @@ def test_percentiles_and_parts():
     assert meter.percentile(50) == pytest.approx(0.051)
     assert meter.percentile(95) == pytest.approx(0.096)
     assert meter.mean_parts() == pytest.approx({"propose": 0.05, "score": 0.001})
+
+
+def test_time_that_has_passed_before_is_counted():
+    pace = Pace(0.1, 64)
+    decisions(pace, lambda n: 0.001 * n, 20)
+    assert pace.next_batch(0, 0.0) == 64
+    assert pace.next_batch(0, 0.06) == 32  # 64 would take until 0.124
+    assert pace.next_batch(0, 0.09) in (4, 8)
+    assert pace.next_batch(0, 1.0) == 1
+
+    class Slow(Uniform):
+        def sample(self, obs, n, generator):
+            time.sleep(0.001 * n)
+            return super().sample(obs, n, generator)
+
+    steered = Steered(Slow(), Quadratic(), 64, argmax(), deadline=0.1, check=False)
+    for _ in range(6):
+        steered.decide(states(), seeded())
+    late = steered.decide(states(), seeded(), since=time.perf_counter() - 0.07)
+    assert late.num_scored <= 32
+    assert steered.sample(states(), 1, seeded(), since=0.0).shape == (1, 1, 1, 1)
