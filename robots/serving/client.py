@@ -12,6 +12,7 @@ import os
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from offline.errors import InputError, SpecError
 from offline.spec import ActionSpec
 from offline.types import Obs
 from robots.serving.connection import Answers, Link, gather
-from robots.serving.wire import pack
+from robots.serving.observations import kind_of, numbers
+from robots.serving.wire import cut, one_line, pack
 
 
 class RemotePolicy:
@@ -53,12 +55,12 @@ class RemotePolicy:
         self.answers: list[Answers] = []
         self._prompt, self._rename, self._deadline = prompt, dict(rename), deadline
         self._first = link
+        self._links = [link, *(link.another() for _ in range(parallel - 1))]
         # Idle connections for servers that do not tell us apart; last in, first out, so that
         # no more are opened than are needed at once.
         self._idle: queue.LifoQueue[Link] = queue.LifoQueue()
-        for _ in range(parallel - 1):
-            self._idle.put(link.another())
-        self._idle.put(link)
+        for idle in reversed(self._links):
+            self._idle.put(idle)
         # Our own server keeps an episode's state per connection: one for each row of the batch.
         self._rows: list[Link] = [link]
         self._reset = True
@@ -160,10 +162,17 @@ class RemotePolicy:
         if self._executed is not None:
             self._executed = self._executed[kept]
 
+    def interrupt(self) -> None:
+        """From any thread: what is asked at present fails at once, and so does all that follows."""
+        for link in (*self._rows, *self._links):
+            link.end()
+
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and do not wait for answers that are still due."""
+        if self._idle.qsize() < len(self._links):
+            self.interrupt()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for link in [*self._rows, *self._idle.queue, self._first]:
+        for link in (*self._rows, *self._links):
             link.close()
 
     def __enter__(self) -> RemotePolicy:
@@ -175,9 +184,20 @@ class RemotePolicy:
     # -- requests
 
     def propose(
-        self, requests: Sequence[dict[str, Any]], n: int, generator: Generator | None
+        self,
+        requests: Sequence[dict[str, Any]],
+        n: int,
+        generator: Generator | None,
+        *,
+        since: float | None = None,
     ) -> Tensor:
         """Send whole messages, one for each row, and collect n chunks for each.
+
+        Args:
+            requests: the messages.
+            n: chunks for each.
+            generator: draws the seeds, for a server that takes them.
+            since: when the time of a deadline began (`perf_counter`); default now.
 
         Returns:
             (B, n, H, A) normalised by `spec`; fewer than n where a deadline cut them short.
@@ -189,7 +209,10 @@ class RemotePolicy:
         if "num_samples" in self._features:
             self.answers = self._ask_ours(requests, n, generator)
         else:
-            self.answers = self._ask_each(requests, n)
+            deadline = self._deadline
+            if deadline is not None and since is not None:
+                deadline = max(0.0, since + deadline - perf_counter())
+            self.answers = self._ask_each(requests, n, deadline)
         raw = [[self._actions(answer) for answer in row] for row in self.answers]
         lengths = {len(chunk) for row in raw for chunk in row}
         if self._adopt_chunk:
@@ -213,11 +236,13 @@ class RemotePolicy:
             request["prompt"] = self._prompt
         return request
 
-    def _ask_each(self, requests: Sequence[dict[str, Any]], n: int) -> list[Answers]:
+    def _ask_each(
+        self, requests: Sequence[dict[str, Any]], n: int, deadline: float | None
+    ) -> list[Answers]:
         """n requests for each row, over any connection."""
         frames = [pack(request) for request in requests]
         futures = [[self._threads.submit(self._exchange, f) for _ in range(n)] for f in frames]
-        return gather(futures, self._deadline)
+        return gather(futures, deadline)
 
     def _ask_ours(
         self, requests: Sequence[dict[str, Any]], n: int, generator: Generator | None
@@ -240,9 +265,10 @@ class RemotePolicy:
         self._reset, self._executed = False, None
         for answer in answers:
             actions = answer.get("actions")
-            if not isinstance(actions, np.ndarray) or actions.ndim != 3:
+            if not isinstance(actions, np.ndarray) or actions.ndim != 3 or len(actions) != n:
                 raise InputError(
-                    f"{self._first.url} answered no (n, H, A) actions to a request for {n}"
+                    f"{self._first.url} answered no (n, H, A) actions to a request for {n}; it "
+                    f"answered {cut(actions.shape if isinstance(actions, np.ndarray) else answer)}"
                 )
         return [[answer | {"actions": act} for act in answer["actions"]] for answer in answers]
 
@@ -258,17 +284,18 @@ class RemotePolicy:
         url, size = self._first.url, self.spec.dim
         actions = answer.get("actions", answer.get("action"))
         if actions is None:
-            raise InputError(f'{url} answered without "actions"; it has {sorted(answer)}')
-        try:
-            raw = np.array(actions, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{url} answered actions that are no numbers") from error
-        raw = raw[None] if raw.ndim == 1 else raw
-        if raw.ndim != 2 or raw.shape[1] != size or not len(raw):
+            raise InputError(f'{url} answered without "actions"; it has {cut(sorted(answer))}')
+        found = numbers(actions)
+        if found is None:
+            raise InputError(f"{url} answered actions that are no numbers: {kind_of(actions)}")
+        found = found[None] if found.ndim == 1 else found
+        if found.ndim != 2 or found.shape[1] != size or not len(found):
             raise SpecError(
-                f"{url} answered actions of shape {raw.shape}, expected (H, A={size}): is it a "
-                "policy for another robot?"
+                f"{url} answered actions of shape {cut(found.shape)}, expected (H, A={size}): is "
+                "it a policy for another robot?"
             )
+        with np.errstate(over="ignore"):  # becomes infinite
+            raw = found.astype(np.float32)
         if not np.isfinite(raw).all():
             raise InputError(f"{url} answered NaN or infinite actions")
         return raw
@@ -276,13 +303,26 @@ class RemotePolicy:
 
 def _announced(link: Link) -> tuple[frozenset[str], frozenset[str] | None, ActionSpec | None]:
     """What a `genpol serve` adds to its metadata: features, observation keys, spec."""
-    ours = link.metadata.get("genpol") or {}
+    ours = link.metadata.get("genpol", {})
     try:
-        keys = frozenset(ours["obs_shapes"]) if ours.get("obs_shapes") else None
-        spec = ActionSpec.from_dict(ours["spec"]) if ours.get("spec") else None
-        return frozenset(ours.get("features", ())), keys, spec
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{link.url} sent metadata of another version: {error}") from error
+        shapes, spec = ours.get("obs_shapes"), ours.get("spec")
+        return (
+            frozenset(ours.get("features", ())),
+            frozenset(shapes) if shapes is not None else None,
+            _sound(ActionSpec.from_dict(spec)) if spec is not None else None,
+        )
+    except Exception as error:  # anything may stand there
+        raise InputError(
+            f"{link.url} sent metadata of another version: {one_line(error, 200)}"
+        ) from error
+
+
+def _sound(spec: ActionSpec) -> ActionSpec:
+    """The same spec; raises whatever it raises where actions cannot be normalised by it."""
+    there = spec.normalize(spec.clip(spec.unnormalize(torch.zeros(1, spec.dim))))
+    if type(spec.chunk) is not int or not torch.isfinite(there).all():
+        raise ValueError("actions cannot be normalised by its spec")
+    return spec
 
 
 def _spec(

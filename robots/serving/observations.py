@@ -11,6 +11,11 @@ from torch import Tensor
 
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.types import Obs
+from robots.serving.wire import cut
+
+_MAX_DEPTH = 8  # of maps in maps
+_MAX_PROMPT = 4000  # characters
+_NAMED = 20  # received keys that a message lists
 
 
 class Observations:
@@ -56,7 +61,7 @@ class Observations:
             elif key == "language" and self._embed is not None:
                 obs[key] = self._language(flat.get("prompt", self._prompt))
             else:
-                received = sorted(flat)
+                received = [cut(name) for name in sorted(flat)[:_NAMED]]
                 raise InputError(
                     f'the observation has no "{key}" of shape {shape}.'
                     f"{did_you_mean(key, received)} Send it, or name the key that holds it with "
@@ -69,10 +74,16 @@ class Observations:
         return obs
 
     def _language(self, prompt: Any) -> Tensor:
-        text = str(prompt) if isinstance(prompt, str | np.ndarray | np.str_) else ""
-        if not text:
+        if isinstance(prompt, np.ndarray) and prompt.dtype.kind == "U" and prompt.size == 1:
+            prompt = prompt.item()
+        if not isinstance(prompt, str) or not prompt:
             raise InputError(
                 'the observation has no "prompt", the instruction that this policy follows'
+            )
+        text = str(prompt)
+        if len(text) > _MAX_PROMPT:
+            raise InputError(
+                f'"prompt" has {len(text)} characters, expected up to {_MAX_PROMPT}: "{cut(text)}"'
             )
         if text not in self._embedded:
             if len(self._embedded) > 100:  # a client may send a new one each time
@@ -81,12 +92,18 @@ class Observations:
         return self._embedded[text]
 
 
-def flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"images": {"wrist": a}} -> {"images/wrist": a}."""
+def flatten(message: Mapping[str, Any], prefix: str = "", depth: int = 1) -> dict[str, Any]:
+    """{"images": {"wrist": a}} -> {"images/wrist": a}.
+
+    Raises:
+        InputError: maps inside maps, too deep.
+    """
+    if depth > _MAX_DEPTH:
+        raise InputError(f"the observation has maps nested more than {_MAX_DEPTH} deep")
     flat: dict[str, Any] = {}
     for key, value in message.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
+            flat |= flatten(value, f"{prefix}{key}/", depth + 1)
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -98,22 +115,37 @@ def row_of(key: str, value: Any, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: no numbers, not finite, another shape or kind; names the key.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError:  # a ragged list
-        array = np.asarray(None)
-    if array.dtype.kind not in "biuf":
-        raise InputError(f'"{key}" is {type(value).__name__}, expected numbers of shape {shape}')
+    array = numbers(value)
+    name = cut(key)
+    if array is None:
+        raise InputError(f'"{name}" is {kind_of(value)}, expected numbers of shape {shape}')
     if array.shape != shape:
         hint = ": send one observation, without a batch axis" if array.shape[1:] == shape else ""
-        raise InputError(f'"{key}" has shape {array.shape}, expected {shape}{hint}')
+        raise InputError(f'"{name}" has shape {cut(array.shape)}, expected {shape}{hint}')
     if len(shape) == 3 and array.dtype != np.uint8:
-        raise InputError(f'"{key}" has dtype {array.dtype}, expected an image of uint8, 0 to 255')
+        raise InputError(f'"{name}" has dtype {array.dtype}, expected an image of uint8, 0 to 255')
     if len(shape) < 3:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise InputError(f'"{key}" has NaN or infinite values')
+            raise InputError(f'"{name}" has NaN or infinite values')
     return torch.from_numpy(np.array(array))[None]  # a copy: the message's arrays are read-only
+
+
+def numbers(value: Any) -> np.ndarray | None:
+    """A value of a message as an array of real numbers; None where it is no such thing."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # a ragged list, or one too deep
+        return None
+    return array if array.dtype.kind in "biuf" else None
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype}"
+    return type(value).__name__
 
 
 def merged(*shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

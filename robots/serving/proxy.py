@@ -1,20 +1,24 @@
 """A proxy between a robot and its policy server: requests K answers, returns the best.
 
 The robot sends and receives what it always did; only which of the server's answers it gets changes.
+While one robot waits for the other server, everybody else is served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from offline.errors import InputError
 from offline.types import Obs, Policy
 from robots.serving.client import RemotePolicy
 from robots.serving.observations import Observations
-from robots.serving.sessions import decide
+from robots.serving.sessions import decide, take_reset
+from robots.serving.turns import Steps
 
 
 class Chooser(Protocol):
@@ -50,58 +54,76 @@ class ProxySession:
         self._connect, self._steer, self._num_candidates = connect, steer, num_candidates
         self._observations, self._generator = observations, generator
         self._made: tuple[_Forward, Chooser] | None = None
+        # Connects and asks, where waiting takes nobody's turn.
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="upstream")
+        self._remote: RemotePolicy | None = None
+        self._closed = False
 
     @torch.no_grad()
-    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, request: dict[str, Any], arrived: float) -> Steps:
         """The chosen answer, with "steer" added: how it was chosen."""
-        reset = bool(request.pop("reset", False))
+        reset = take_reset(request)
         if reset and self._made is not None:
             self._made[1].reset()
         if reset and not request:
             return {"reset": True}
         obs = self._observations(request)  # before the other server is asked in vain
+        asked = self._asking.submit(self._ask, request, arrived)
+        yield asked
+        remote, proposals = asked.result()
         if self._made is None:
-            forward = _Forward(self._connect())
-            try:
-                self._made = forward, self._steer(forward)
-            except BaseException:
-                forward.remote.close()
-                raise
+            forward = _Forward(remote)
+            self._made = forward, self._steer(forward)
         forward, chooser = self._made
-        chooser.num_candidates = forward.ask(request, self._num_candidates, self._generator)
-        answers = forward.remote.answers[0]
-        act, steer = decide(chooser, obs, self._generator)
+        forward.arrived, chooser.num_candidates = proposals, proposals.shape[1]
+        answers = remote.answers[0]
+        act, steer = decide(chooser, obs, self._generator, arrived)
         forward.commit(act[None])
         return {**answers[steer["chosen"]], "steer": steer}
 
     def close(self) -> None:
-        """Close the connections to the other server."""
-        if self._made is not None:
-            self._made[0].remote.close()
+        """Close the connections to the other server, without waiting for it."""
+        self._closed = True
+        if self._remote is not None:
+            self._remote.interrupt()
+        self._asking.submit(self._hang_up)
+        self._asking.shutdown(wait=False)
+
+    # In the thread that asks
+
+    def _ask(self, request: dict[str, Any], arrived: float) -> tuple[RemotePolicy, Tensor]:
+        """Connects if need be, and collects the proposals."""
+        if self._remote is None:
+            self._remote = self._connect()
+        if self._closed:
+            raise InputError("the robot has gone")
+        proposals = self._remote.propose(
+            [request], self._num_candidates, self._generator, since=arrived
+        )
+        return self._remote, proposals
+
+    def _hang_up(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
 
 
 class _Forward:
-    """A remote policy that is sent the robot's own message in place of the observation."""
+    """A remote policy whose proposals have come already, in answer to the robot's own message."""
 
     def __init__(self, remote: RemotePolicy) -> None:
         self.remote, self.spec = remote, remote.spec
-        self._request: dict[str, Any] = {}
-        self._arrived: Tensor | None = None
-
-    def ask(self, request: dict[str, Any], n: int, generator: Generator) -> int:
-        """Collect proposals for the next `sample`; says how many have arrived."""
-        self._request = request
-        self._arrived = self.remote.propose([request], n, generator)
-        return self._arrived.shape[1]
+        self.arrived: Tensor | None = None
 
     def reset(self) -> None:
         self.remote.reset()
 
     def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
-        arrived, self._arrived = self._arrived, None
-        if arrived is not None and arrived.shape[1] == n:
-            return arrived
-        return self.remote.propose([self._request], n, generator)
+        """What has come; whoever asks for more is given some of it again."""
+        assert self.arrived is not None
+        count = self.arrived.shape[1]
+        if n == count:
+            return self.arrived
+        return self.arrived[:, torch.arange(n) % count]
 
     def commit(self, act: Tensor) -> None:
         self.remote.commit(act)

@@ -6,7 +6,8 @@ units, and "server_timing". What cannot be answered gets a text frame with one l
 client raises; the connection goes on. `GET /healthz` answers OK.
 
 What a message means is its `Session`'s affair (`robots/serving/sessions.py`); each connection has
-one.
+one. Policies compute in turns (`robots/serving/turns.py`), so that nobody waits for the whole of
+what somebody else asked for.
 """
 
 from __future__ import annotations
@@ -16,22 +17,26 @@ import hmac
 import http
 import ipaddress
 import logging
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
 from offline.errors import InputError
 from offline.threads import use_threads
-from robots.serving.wire import MAX_MESSAGE_BYTES, pack, unpack_map
+from robots.serving.rate_limit import RateLimit
+from robots.serving.turns import Client, Dropped, Steps, Turns
+from robots.serving.wire import MAX_MESSAGE_BYTES, one_line, pack, unpack_map
 
 try:
     from websockets.asyncio.server import Request, Response, ServerConnection
     from websockets.asyncio.server import serve as listen
     from websockets.exceptions import ConnectionClosed
+    from websockets.protocol import State
 except ImportError as error:  # pragma: no cover
     raise InputError('serving needs websockets: pip install "genpol[serve]"') from error
 
@@ -46,11 +51,19 @@ _UNREAD = 2
 class Session(Protocol):
     """One client's conversation. Called from one worker thread, never two calls at once."""
 
-    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request; raises InputError where it cannot be used."""
+    def infer(self, request: dict[str, Any], arrived: float) -> dict[str, Any] | Steps:
+        """Answer a request; raises InputError where it cannot be used.
+
+        Args:
+            request: the message.
+            arrived: when (`perf_counter`), which a deadline counts from.
+
+        Returns:
+            the answer, or a generator of steps with it at the end: see `robots/serving/turns.py`.
+        """
 
     def close(self) -> None:
-        """The client has gone."""
+        """The client has gone. Whoever waits for something here makes all others wait."""
 
 
 class PolicyServer:
@@ -58,7 +71,7 @@ class PolicyServer:
 
     Args:
         make_session: makes a connection's session; called in the worker thread.
-        host: address to listen on. Anything but loopback lets others in: set an `api_key`.
+        host: address to listen on. Anything but loopback lets others in, and needs an `api_key`.
         port: 0 picks a free one.
         api_key: what clients must send as `Authorization: Api-Key ...`.
         max_message_bytes: bigger messages are answered with an error.
@@ -69,9 +82,14 @@ class PolicyServer:
         threads: of PyTorch, for the policies' compute; default as many as this process has. They
             have to be said in the worker, see `offline.threads`.
         ready: called with the address once listening.
+        insecure: listen where others can reach it without an `api_key`.
 
     Attributes:
         address: such as "ws://127.0.0.1:8000", once listening.
+
+    Raises:
+        InputError: a limit that is not positive, a key that cannot be sent, or none where one is
+            needed.
     """
 
     def __init__(
@@ -87,9 +105,11 @@ class PolicyServer:
         metadata: Mapping[str, Any] | None = None,
         threads: int | None = None,
         ready: Callable[[str], None] | None = None,
+        insecure: bool = False,
     ) -> None:
-        if max_message_bytes < 1 or rate_limit <= 0 or max_connections < 1:
+        if max_message_bytes < 1 or not rate_limit > 0 or max_connections < 1:
             raise InputError("message size, rate limit and connections must be positive")
+        check_access(host, api_key, insecure)
         self.address = ""
         self._make_session, self._host, self._port = make_session, host, port
         self._api_key, self._max_bytes = api_key, max_message_bytes
@@ -97,10 +117,9 @@ class PolicyServer:
         self._max_connections, self._connections = max_connections, 0
         self._metadata = pack(dict(metadata or {}))
         self._ready = ready
-        # One worker: a lock around the policies' compute, while the event loop stays responsive.
-        self._worker = ThreadPoolExecutor(
-            1, "policy", initializer=_use_threads, initargs=(threads,)
-        )
+        # One worker for the policies' compute, while the event loop stays responsive.
+        self._turns = Turns(begin=lambda: _use_threads(threads))
+        self._failures: set[str] = set()  # kinds of exceptions whose traceback was logged
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -179,7 +198,8 @@ class PolicyServer:
             self.address = f"ws://{host}:{port}"
             if not self._api_key and not is_loopback(self._host):
                 logger.warning(
-                    "anyone who reaches %s can use this policy: set --api-key", self.address
+                    "anyone who reaches %s can use this policy: it asks for no API key",
+                    self.address,
                 )
             if signals:
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -187,7 +207,7 @@ class PolicyServer:
             if self._ready:
                 self._ready(self.address)
             await self._stop.wait()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._turns.close)
 
     def _leave(self) -> None:
         """The first signal asks; the next one meets Python's own handler, and insists."""
@@ -219,52 +239,94 @@ class PolicyServer:
 
     async def _converse(self, client: ServerConnection) -> None:
         self._connections += 1
+        turn = Client()
         session: Session | None = None
         try:
             await client.send(self._metadata)
-            session = await self._compute(self._make_session)
+            session = await self._compute(turn, self._make_session)
             previous_ms: float | None = None
             while True:
                 message = await client.recv()
-                started = time.monotonic()
-                await client.send(await self._answer(session, client, message, previous_ms))
-                previous_ms = 1e3 * (time.monotonic() - started)
-        except ConnectionClosed:
+                started = time.perf_counter()
+                await client.send(await self._answer(session, client, turn, message, previous_ms))
+                previous_ms = 1e3 * (time.perf_counter() - started)
+        except (ConnectionClosed, Dropped):
             pass
         except Exception as error:
-            logger.exception("cannot serve a client")
-            await client.close(1011, _one_line(error)[:100])
+            self._log("cannot serve a client", error)
+            await client.close(1011, one_line(error, 100))
         finally:
             self._connections -= 1
             if session is not None:
-                await self._compute(session.close)
+                with suppress(Dropped):
+                    await self._compute(turn, session.close)
 
     async def _answer(
         self,
         session: Session,
         client: ServerConnection,
+        turn: Client,
         message: bytes | str,
         previous_ms: float | None,
     ) -> bytes | str:
         """The frame to send back: bytes, or one line of text for an error."""
-        address = client.remote_address
+        address, arrived = client.remote_address, time.perf_counter()
         try:
             self._rates.take(str(address[0]) if address else "")
             request = unpack_map(message, max_bytes=self._max_bytes)
-            started = time.monotonic()
-            response = await self._compute(session.infer, request)
-            timing = {"infer_ms": 1e3 * (time.monotonic() - started)}
+            response = await self._compute(turn, lambda: session.infer(request, arrived), client)
+            timing = {"infer_ms": 1e3 * (time.perf_counter() - arrived)}
             if previous_ms is not None:
                 timing["prev_total_ms"] = previous_ms
             return pack({**response, "server_timing": timing})
         except InputError as error:
-            return _one_line(error)
+            return one_line(error)
+        except Dropped:
+            raise
         except Exception as error:  # a bug of the policy's must not end everybody's service
-            logger.exception("the policy failed")
-            return f"internal error: {type(error).__name__}: {_one_line(error)}"
+            self._log("the policy failed", error)
+            return f"internal error: {type(error).__name__}: {one_line(error)}"
 
-    async def _compute(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
+    async def _compute(
+        self, turn: Client, work: Callable[[], Any], client: ServerConnection | None = None
+    ) -> Any:
+        """The result of some work, unless the client for whom it is done goes away before."""
+        if client is None:
+            return await asyncio.wrap_future(self._turns.submit(turn, work))
+        done = asyncio.wrap_future(
+            self._turns.submit(turn, work, wanted=lambda: client.state is State.OPEN)
+        )
+        gone = asyncio.ensure_future(client.wait_closed())
+        try:
+            await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not done.done():
+            done.add_done_callback(lambda late: late.exception())  # nobody asks for it any more
+            raise Dropped
+        return done.result()
+
+    def _log(self, what: str, error: Exception) -> None:
+        """One line; with the traceback the first time that such an exception comes."""
+        kind = type(error).__name__
+        trace = None if kind in self._failures or isinstance(error, InputError) else error
+        self._failures.add(kind)
+        logger.error("%s: %s: %s", what, kind, one_line(error, 300), exc_info=trace)
+
+
+def check_access(host: str, api_key: str | None, insecure: bool) -> None:
+    """Check who gets in.
+
+    Raises:
+        InputError: an API key that cannot be sent, or none where others can reach the server.
+    """
+    if api_key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", api_key):
+        raise InputError("an API key is one line of printable ASCII characters, and not empty")
+    if api_key is None and not insecure and not is_loopback(host):
+        raise InputError(
+            f"anyone who reaches {host or 'this machine'} could use this policy: give an API key "
+            "(--api-key-file, $GENPOL_API_KEY), or pass --insecure where all who can are trusted"
+        )
 
 
 def _use_threads(count: int | None) -> None:
@@ -280,38 +342,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:1000] or type(error).__name__
-
-
-class RateLimit:
-    """At most `rate` requests per second from each address, with bursts of `rate` requests."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate, self._burst = rate, max(rate, 1.0)
-        self._left: dict[str, tuple[float, float]] = {}  # address -> (requests left, when)
-
-    def take(self, address: str, now: float | None = None) -> None:
-        """Count one request at the time `now` (seconds).
-
-        Raises:
-            InputError: it is one too many; says how long to wait.
-        """
-        now = time.monotonic() if now is None else now
-        left, when = self._left.get(address, (self._burst, now))
-        left = min(self._burst, left + (now - when) * self._rate)
-        if left < 1:
-            self._left[address] = (left, now)
-            raise InputError(
-                f"rate limit: more than {self._rate:g} requests per second; wait "
-                f"{(1 - left) / self._rate:.2g} s, or raise the server's --rate-limit"
-            )
-        if len(self._left) > 1000:  # addresses that have been quiet for long need no entry
-            self._left = {
-                name: entry
-                for name, entry in self._left.items()
-                if (now - entry[1]) * self._rate < self._burst
-            }
-        self._left[address] = (left - 1, now)

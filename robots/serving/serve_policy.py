@@ -13,7 +13,7 @@ from offline.types import Policy
 from robots.serving.observations import Observations, merged
 from robots.serving.per_client import copier, find_weights, noise
 from robots.serving.serve import PolicyServer, Session
-from robots.serving.sessions import FEATURES, PolicySession
+from robots.serving.sessions import FEATURES, Limits, PolicySession
 
 
 def serve_policy(
@@ -24,6 +24,9 @@ def serve_policy(
     prompt: str | None = None,
     embed: Callable[[str], Tensor] | None = None,
     seed: int = 0,
+    max_samples: int = 1024,
+    samples_per_turn: int = 128,
+    rate_limit: float = 1000.0,
     **server: Any,
 ) -> PolicyServer:
     """A server of a policy, steered or not; it listens once it is run, or entered by `with`.
@@ -40,14 +43,19 @@ def serve_policy(
         prompt: the instruction where the message has none.
         embed: instruction -> (384,), for a policy that observes "language".
         seed: of the noise of requests that bring none.
-        server: options of `PolicyServer`: host, port, api_key, rate_limit, max_connections,
+        max_samples: that one request may ask for.
+        samples_per_turn: proposals drawn at once; another client has a turn after them.
+        rate_limit: requests per second from one address, and samples per second of one client.
+        server: options of `PolicyServer`: host, port, api_key, insecure, max_connections,
             max_message_bytes, threads, ready. Threads are by default those that
             `offline.threads.choose` takes for the policy's networks.
 
     Raises:
-        InputError: the parts disagree on an observation. A policy that cannot be copied is
-            answered to the client.
+        InputError: the parts disagree on an observation, or a limit is not positive. A policy that
+            cannot be copied is answered to the client.
     """
+    if max_samples < 1 or samples_per_turn < 1:
+        raise InputError("max_samples and samples_per_turn must be at least 1")
     known = observed(policy)
     shapes = dict(obs_shapes) if obs_shapes is not None else known or {}
     observations = Observations(
@@ -61,13 +69,18 @@ def serve_policy(
             "__deepcopy__, or keep open files and locks out of it"
         )
 
-    make_session, metadata = policy_sessions(policy, observations, again, seed)
+    limits = Limits(max_samples, rate_limit, samples_per_turn)
+    make_session, metadata = policy_sessions(policy, observations, again, seed, limits)
     server["threads"] = choose(server.get("threads"), typical_of(find_weights(policy), rows=1))
-    return PolicyServer(make_session, metadata=metadata, **server)
+    return PolicyServer(make_session, metadata=metadata, rate_limit=rate_limit, **server)
 
 
 def policy_sessions(
-    policy: Policy, observations: Observations, again: Callable[[], Policy], seed: int
+    policy: Policy,
+    observations: Observations,
+    again: Callable[[], Policy],
+    seed: int,
+    limits: Limits,
 ) -> tuple[Callable[[], Session], dict[str, Any]]:
     """What makes each client's session with a policy, and the metadata that clients are sent.
 
@@ -76,11 +89,12 @@ def policy_sessions(
         observations: reads a client's messages.
         again: loads the policy anew where it cannot be copied.
         seed: of the clients' streams of noise.
+        limits: of each client.
     """
     make_policy, generators = copier(policy, again), noise(seed)
 
     def make_session() -> Session:
-        return PolicySession(make_policy(), observations, next(generators))
+        return PolicySession(make_policy(), observations, next(generators), limits)
 
     ours: dict[str, Any] = {"features": list(FEATURES), "spec": policy.spec.to_dict()}
     if observations.complete:

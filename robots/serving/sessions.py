@@ -4,13 +4,19 @@ Beside its observation, a request may hold:
 
     reset        True begins a new episode; alone, it is only that
     executed     (H', A) in the environment's units: what the robot really did of the last answer;
-                 all of it where this is missing
+                 all of it where this is missing, nothing of it where H' is 0
     num_samples  n: answer n proposals (n, H, A) instead of one decision
     seed         of this request's noise
+
+Many samples are drawn in slices, and other clients have turns between them. Slices have a fixed
+size: what is answered to a seed depends on it, and never on what else the server does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator as Steps
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,11 +26,24 @@ from torch import Generator, Tensor
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
-from robots.serving.observations import Observations, row_of
+from robots.serving.observations import Observations, kind_of, numbers, row_of
+from robots.serving.rate_limit import RateLimit
+from robots.serving.wire import cut
 
 FEATURES = ("reset", "executed", "num_samples", "seed")
 """Announced in the metadata, as {"genpol": {"features": ...}}."""
-_MAX_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask for."""
+
+    max_samples: int = 1024
+    """Samples in one request."""
+    samples_per_second: float = 1000.0
+    """Samples in a second, on average."""
+    samples_per_turn: int = 128
+    """Proposals that are drawn at once. Each sample of a steered policy is one of K of them."""
 
 
 class PolicySession:
@@ -34,36 +53,47 @@ class PolicySession:
         policy: this connection's own: its history is this client's episode.
         observations: see `Observations`.
         generator: noise of the requests that bring no seed.
+        limits: of this client.
     """
 
-    def __init__(self, policy: Policy, observations: Observations, generator: Generator) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        observations: Observations,
+        generator: Generator,
+        limits: Limits | None = None,
+    ) -> None:
         self._policy, self._observations, self._generator = policy, observations, generator
+        self._limits = limits or Limits()
+        self._rate = RateLimit(self._limits.samples_per_second, "samples")
         # Committed with the next request, which may say that less was executed.
         self._pending: Tensor | None = None
         policy.reset()
 
     @torch.no_grad()
-    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, request: dict[str, Any], arrived: float) -> Steps[None, None, dict[str, Any]]:
         """{"actions": (H, A) float32 in the environment's units, "steer": ... of a steered one}."""
         policy, spec = self._policy, self._policy.spec
-        reset, count, seed, executed = _extras(request, spec)
+        reset, count, seed, executed = _extras(request, spec, self._limits.max_samples)
         if reset:
             policy.reset()
             self._pending = None
             if not request:
                 return {"reset": True}
         obs = self._observations(request)
+        if count is not None:
+            self._rate.take(number=count)
         generator = self._generator
         if seed is not None:
-            generator = torch.Generator().manual_seed(int(seed))
+            generator = torch.Generator().manual_seed(seed)
         pending, self._pending = self._pending if executed is None else executed, None
-        if pending is not None:
+        if pending is not None and pending.shape[1]:
             policy.commit(pending)
         answer: dict[str, Any] = {}
         if count is not None:
-            act = policy.sample(obs, int(count), generator)[0]
+            act = yield from self._samples(obs, count, generator, arrived)
         elif hasattr(policy, "decide"):
-            act, answer["steer"] = decide(policy, obs, generator)
+            act, answer["steer"] = decide(policy, obs, generator, arrived)
         else:
             act = policy.sample(obs, 1, generator)[0, 0]
         raw = spec.unnormalize(act.detach().float().cpu())
@@ -74,17 +104,50 @@ class PolicySession:
             self._pending = spec.normalize(raw)[None]
         return {"actions": raw.numpy(), **answer}
 
+    def _samples(
+        self, obs: Obs, count: int, generator: Generator, arrived: float
+    ) -> Steps[None, None, Tensor]:
+        """(n, H, A), with a turn for each slice; each has its share of a deadline."""
+        policy = self._policy
+        size = max(1, self._limits.samples_per_turn // getattr(policy, "num_candidates", 1))
+        sizes = [min(size, count - start) for start in range(0, count, size)]
+        drawn: list[Tensor] = []
+        for size in sizes:
+            if drawn:
+                yield None
+            due = {}
+            if (deadline := deadline_of(policy)) is not None:
+                now = perf_counter()
+                share = (deadline - (now - arrived)) / (len(sizes) - len(drawn))
+                due = {"since": now + share - deadline}
+            drawn.append(policy.sample(obs, size, generator, **due)[0])
+        return torch.cat(drawn)
+
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def decide(policy: Any, obs: Obs, generator: Generator) -> tuple[Tensor, dict[str, Any]]:
+def deadline_of(policy: Any) -> float | None:
+    """Seconds that a steered policy has for a decision; None without a limit."""
+    return getattr(getattr(policy, "pace", None), "deadline", None)
+
+
+def decide(
+    policy: Any, obs: Obs, generator: Generator, arrived: float
+) -> tuple[Tensor, dict[str, Any]]:
     """One decision of a steered policy, for a batch of one.
+
+    Args:
+        policy: has `decide`, and takes `since` with it where it has a deadline.
+        obs: the observation.
+        generator: draws proposals and the choice.
+        arrived: when the request came: it may have waited for its turn.
 
     Returns:
         the action (H, A), normalised, and how it was chosen.
     """
-    decision = policy.decide(obs, generator)
+    due = {} if deadline_of(policy) is None else {"since": arrived}
+    decision = policy.decide(obs, generator, **due)
     scores, chosen = decision.scores[0].float(), int(decision.chosen[0])
     return decision.action[0], {
         "num_candidates": len(scores),
@@ -96,20 +159,48 @@ def decide(policy: Any, obs: Obs, generator: Generator) -> tuple[Tensor, dict[st
     }
 
 
+def take_reset(request: dict[str, Any]) -> bool:
+    """Takes "reset" out of a request.
+
+    Raises:
+        InputError: it is neither true nor false.
+    """
+    reset = request.pop("reset", False)
+    if isinstance(reset, np.ndarray) and reset.size == 1:
+        reset = reset.item()
+    if not isinstance(reset, bool | np.bool_ | int | np.integer) or reset not in (0, 1):
+        raise InputError(f'"reset" is {cut(kind_of(reset))}, expected true or false')
+    return bool(reset)
+
+
 def _extras(
-    request: dict[str, Any], spec: ActionSpec
+    request: dict[str, Any], spec: ActionSpec, max_samples: int
 ) -> tuple[bool, int | None, int | None, Tensor | None]:
     """Takes reset, num_samples, seed and executed (1, H', A; normalised) out of the request."""
-    reset = bool(request.pop("reset", False))
-    count, seed = request.pop("num_samples", None), request.pop("seed", None)
-    for name, number in (("num_samples", count), ("seed", seed)):
-        whole = isinstance(number, int | np.integer) and 0 <= number < 2**63
-        if number is not None and not whole:
-            raise InputError(f'"{name}" is {number!r:.40}, expected a whole number')
-    if count is not None and not 1 <= count <= _MAX_SAMPLES:
-        raise InputError(f'"num_samples" is {count}, expected 1 to {_MAX_SAMPLES}')
+    reset = take_reset(request)
+    count = _whole("num_samples", request.pop("num_samples", None))
+    seed = _whole("seed", request.pop("seed", None))
+    if count is not None and not 1 <= count <= max_samples:
+        raise InputError(f'"num_samples" is {count}, expected 1 to {max_samples}')
     executed = request.pop("executed", None)
     if executed is None:
         return reset, count, seed, None
-    raw = row_of("executed", executed, (len(np.atleast_1d(executed)), spec.dim))
+    array = numbers(executed)
+    rows = len(array) if array is not None and array.ndim else 1
+    raw = row_of("executed", executed, (rows, spec.dim))
+    if rows > spec.chunk:
+        raise InputError(f'"executed" has {rows} actions, expected up to {spec.chunk}')
     return reset, count, seed, spec.normalize(raw)
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """A number of samples, or a seed."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f'"{name}" is {cut(repr(value), 40)}, expected a whole number')
+    if not 0 <= value < 2**63:
+        raise InputError(f'"{name}" is {value}, expected a whole number from 0 to 2^63 - 1')
+    return int(value)

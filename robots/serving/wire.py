@@ -31,10 +31,25 @@ _KINDS = "biufSU"
 _DTYPE = re.compile(r"[<>|=]?([biufSU])([1-9][0-9]{0,6})")  # never O (objects) or V (records)
 _MAX_LIST = 100_000  # entries of one; numbers in bulk belong in an array
 _MAX_ITEMS = 200_000  # entries of lists and maps: a byte each on the wire, dozens in memory
+_MAX_DEPTH = 32  # lists and maps inside each other; Python's own limit is a thousand calls
+_MAX_KEY = 200  # characters: names of nested maps are joined, for each of their entries
 
 
 class WireError(InputError):
     """A frame that is not a message of this format."""
+
+
+def one_line(error: BaseException, longest: int = 600) -> str:
+    """What an error says, in one line of bounded length."""
+    text = " ".join(str(error)[: 4 * longest].split())
+    return cut(text, longest) or type(error).__name__
+
+
+def cut(value: object, longest: int = 80) -> str:
+    """A received value for a message: of bounded length, and nothing that steers a terminal."""
+    text = str(value)
+    text = text if len(text) <= longest else text[: longest - 3] + "..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def pack(message: Any) -> bytes:
@@ -48,7 +63,7 @@ def pack(message: Any) -> bytes:
     except WireError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise WireError(f"cannot be sent: {error}") from error
+        raise WireError(f"cannot be sent: {one_line(error)}") from error
 
 
 def unpack(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
@@ -72,10 +87,14 @@ def unpack(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
         items += 1 + len(values)
         if items > _MAX_ITEMS:
             raise WireError(f"more than {_MAX_ITEMS} entries: send numbers as an array")
+        if isinstance(values, dict):
+            for key in values:
+                if isinstance(key, str | bytes) and len(key) > _MAX_KEY:
+                    raise WireError(f"a key of {len(key)} characters, expected up to {_MAX_KEY}")
         return values
 
     try:
-        return msgpack.unpackb(
+        message = msgpack.unpackb(
             frame,
             object_hook=lambda entry: _unpack_array(count(entry)),
             list_hook=count,
@@ -86,8 +105,15 @@ def unpack(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     except WireError:
         raise
     except Exception as error:  # msgpack's own kinds, and numpy's about shapes and dtypes
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise WireError(f"malformed msgpack frame of {len(frame)} bytes: {reason}") from error
+    level = [message] if isinstance(message, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        inside = [entry.values() if isinstance(entry, dict) else entry for entry in level]
+        level = [one for entries in inside for one in entries if isinstance(one, dict | list)]
+        if not level:
+            return message
+    raise WireError(f"lists and maps nested more than {_MAX_DEPTH} deep")
 
 
 def unpack_map(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
@@ -101,7 +127,7 @@ def unpack_map(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> dic
         raise WireError(f"expected a map of observations, received {type(message).__name__}")
     for key in message:
         if not isinstance(key, str):
-            raise WireError(f"expected text keys, received {key!r:.60}")
+            raise WireError(f"expected text keys, received {cut(repr(key))}")
     return message
 
 
@@ -126,20 +152,23 @@ def _unpack_array(entry: dict[Any, Any]) -> Any:
         if not isinstance(data, bytes) or not isinstance(shape, list | tuple):
             raise WireError("an array needs bytes and a shape")
         if len(shape) > 16 or not all(type(size) is int and size >= 0 for size in shape):
-            raise WireError(f"an array cannot have the shape {shape!r:.60}")
+            raise WireError(f"an array cannot have the shape {cut(shape)}")
         if math.prod(shape) * dtype.itemsize != len(data):
             raise WireError(
-                f"an array of shape {tuple(shape)} and dtype {dtype} takes "
-                f"{math.prod(shape) * dtype.itemsize} bytes, received {len(data)}"
+                f"an array of shape {cut(tuple(shape))} and dtype {dtype} takes "
+                f"{math.prod(shape) * dtype.itemsize:.6g} bytes, received {len(data)}"
             )
         array = np.frombuffer(data, dtype).reshape(shape)
         if dtype.kind == "U":
-            array.tolist()  # raises where the bytes are no text
+            letters = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
+            if ((letters > 0x10FFFF) | ((letters >= 0xD800) & (letters < 0xE000))).any():
+                raise WireError("an array of text has bytes that are no text")
         return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
     if b"__npgeneric__" in entry:
         dtype, number = _dtype(entry), entry.get(b"data")
-        if not isinstance(number, bool | int | float | str | bytes):
-            raise WireError("a scalar needs a number or text")
+        kinds = {"U": str, "S": bytes}.get(dtype.kind, bool | int | float)
+        if not isinstance(number, kinds):
+            raise WireError(f"a scalar of dtype {dtype} cannot be a {type(number).__name__}")
         return dtype.type(number)
     return entry
 
@@ -152,5 +181,5 @@ def _dtype(entry: dict[Any, Any]) -> np.dtype:
     name = entry.get(b"dtype")
     # By pattern: numpy's own parser also takes records, objects and comma-separated lists.
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-        raise WireError(f"arrays of dtype {name!r:.40} are refused")
+        raise WireError(f"arrays of dtype {cut(repr(name), 40)} are refused")
     return np.dtype(name)

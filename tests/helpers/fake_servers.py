@@ -50,12 +50,18 @@ class Counter:
 class OpenpiServer:
     """Answers as openpi's `WebsocketPolicyServer`: on an error a traceback, then it hangs up.
 
-    Context manager; `url` to reach it. `infer(message)` may be replaced at any time.
+    Context manager; `url` to reach it. `infer(message)` may be replaced at any time. Instead of an
+    answer it may give a frame (bytes or text) or several of them, which are sent as they are, None,
+    which is never answered, or ABORT, as when the server's process is killed. With `deaf`, whoever
+    connects is greeted, and what he sends is not taken in.
     """
+
+    ABORT = object()
 
     def __init__(self, infer, metadata=None, port=0):
         self.infer, self.metadata, self.port = infer, metadata or {"robot": "fake"}, port
         self.messages, self.connections, self.most_at_once, self._now = [], 0, 0, 0
+        self.deaf = False
 
     def __enter__(self):
         started = threading.Event()
@@ -79,7 +85,12 @@ class OpenpiServer:
 
     async def _handle(self, client):
         self.connections += 1
-        await client.send(pack(self.metadata))
+        greeting = self.metadata
+        await client.send(pack(greeting) if isinstance(greeting, dict) else greeting)
+        if self.deaf:
+            client.transport.pause_reading()
+            await self._stop.wait()
+            return
         while True:
             try:
                 message = unpack(await client.recv())
@@ -87,7 +98,13 @@ class OpenpiServer:
                 self._now += 1
                 self.most_at_once = max(self.most_at_once, self._now)
                 answer = await asyncio.to_thread(self.infer, message)
-                await client.send(pack({**answer, "server_timing": {"infer_ms": 1.0}}))
+                if answer is self.ABORT:
+                    client.transport.abort()
+                elif isinstance(answer, dict):
+                    answer = pack({**answer, "server_timing": {"infer_ms": 1.0}})
+                if isinstance(answer, bytes | str | list):
+                    for frame in answer if isinstance(answer, list) else [answer]:
+                        await client.send(frame)
             except ConnectionClosed:
                 return
             except Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from offline.types import Policy
 from robots.serving.client import RemotePolicy
 from robots.serving.observations import Observations
 from robots.serving.serve import PolicyServer
-from robots.serving.sessions import FEATURES, PolicySession
+from robots.serving.sessions import FEATURES, Limits, PolicySession
 
 OBS = {"state": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "language": torch.zeros(2, 384)}
 ENV_SPEC = SPEC.with_chunk(1)
@@ -247,3 +248,47 @@ def test_a_server_that_is_full_is_one_line():
         with RemotePolicy.connect(server.address):
             with pytest.raises(InputError, match="raise --max-connections of genpol serve"):
                 RemotePolicy.connect(server.address)
+
+
+def test_a_rate_limit_is_waited_for():
+    state = {"state": torch.zeros(1, 3)}
+    ours = {"features": list(FEATURES), "obs_shapes": {"state": [3]}, "spec": SPEC.to_dict()}
+
+    def session():
+        limits = Limits(samples_per_second=40)
+        return PolicySession(Counter(), Observations(SHAPES), torch.Generator(), limits)
+
+    with PolicyServer(session, port=0, metadata={"genpol": ours}) as server:
+        with RemotePolicy.connect(server.address) as policy:
+            policy.sample(state, 44, None)
+            started = time.perf_counter()
+            with pytest.warns(UserWarning, match="limits the rate of requests"):
+                assert policy.sample(state, 1, None).shape == (1, 1, 2, 3)
+            assert 0.05 < time.perf_counter() - started < 2
+        with RemotePolicy.connect(server.address, timeout=0.5) as policy:
+            policy.sample(state, 400, None)
+            with pytest.raises(InputError, match="more than 40 samples per second; wait 9"):
+                policy.sample(state, 1, None)  # not within the time-out
+
+
+def test_redirects_are_not_followed():
+    with OpenpiServer(numbered()) as other, socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"ws://127.0.0.1:{listening.getsockname()[1]}"
+
+        def send_elsewhere():
+            with listening.accept()[0] as client:
+                client.recv(10_000)
+                answer = f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\nContent-Length: 0\r\n\r\n"
+                client.sendall(answer.encode())
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(send_elsewhere)
+            with pytest.raises(InputError, match="sends clients to another address"):
+                RemotePolicy.connect(url, env_spec=ENV_SPEC)
+    assert other.connections == 0
+
+
+def test_a_time_out_is_a_time():
+    for timeout in (0, -1, float("nan"), float("inf"), 1e300):
+        with pytest.raises(InputError, match="time-out"):
+            RemotePolicy.connect("ws://127.0.0.1:1", env_spec=ENV_SPEC, timeout=timeout)

@@ -10,7 +10,7 @@ import torch
 
 from offline.errors import InputError
 from robots.serving.per_client import copier, find_weights, noise
-from robots.serving.serve import RateLimit
+from robots.serving.rate_limit import RateLimit
 
 
 class Wrapped:
@@ -50,3 +50,24 @@ def test_rate_limit_by_hand():
     rates.take("a", 0.5)
     with pytest.raises(InputError):
         rates.take("a", 0.5)
+
+
+def test_what_is_taken_at_once_is_made_up_for_by_hand():
+    rates = RateLimit(10, "samples")
+    rates.take("a", 0.0, number=25)  # 15 more than a second's worth
+    with pytest.raises(InputError, match=r"more than 10 samples per second; wait 1\.6 s"):
+        rates.take("a", 0.0)
+    rates.take("b", 0.0)
+    with pytest.raises(InputError, match=r"wait 0\.1 s"):
+        rates.take("a", 1.5, number=5)
+    rates.take("a", 1.6, number=5)
+
+
+def test_quiet_names_are_forgotten_and_debts_are_not():
+    rates = RateLimit(10)
+    rates.take("deep", 0.0, number=100_000)
+    for number in range(3000):
+        rates.take(str(number), number / 100)
+    assert len(rates._left) < 1200
+    with pytest.raises(InputError):
+        rates.take("deep", 30.0)

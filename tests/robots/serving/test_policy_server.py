@@ -31,14 +31,14 @@ from robots.serving.wire import pack, unpack
 STATE = np.array([1.0, 2.0, 3.0])
 
 
-def sessions(made=None, shapes=SHAPES, policy=Counter, **options):
+def sessions(made=None, shapes=SHAPES, policy=Counter, limits=None, **options):
     """A `make_session`; the policies it makes are appended to `made`."""
 
     def make():
         policies = [] if made is None else made
         policies.append(policy())
         generator = torch.Generator().manual_seed(len(policies))
-        return PolicySession(policies[-1], Observations(shapes, **options), generator)
+        return PolicySession(policies[-1], Observations(shapes, **options), generator, limits)
 
     return make
 
@@ -161,7 +161,11 @@ def test_reset_executed_num_samples_and_seed():
         np.testing.assert_array_equal(many[0], many[1])
         assert np.abs(many[0] - many[2]).max() > 0.01
         assert len(made[0].committed) == 1  # proposals are not taken for executed
-        for wrong in ({"num_samples": 0}, {"num_samples": 10**6}, {"seed": "x"}):
+        for wrong in (
+            {"num_samples": 0}, {"num_samples": 10**6}, {"num_samples": True}, {"seed": "x"},
+            {"seed": 2**63}, {"seed": -1}, {"seed": 1.5}, {"reset": np.ones(3)}, {"reset": "no"},
+            {"executed": np.zeros((3, 3))}, {"executed": [[1, 2], [3]]}, {"executed": "x"},
+        ):  # fmt: skip
             with pytest.raises(RuntimeError, match="expected"):
                 robot.infer({"state": STATE, **wrong})
         with pytest.raises(RuntimeError, match='"executed" has shape'):
@@ -241,8 +245,13 @@ def test_a_policy_that_fails_answers_and_goes_on(caplog):
         with pytest.raises(RuntimeError, match="NaN or infinite actions"):
             robot.infer({"state": np.array([1, 2, 1e38])})
         robot.infer({"state": STATE})
+        for _ in range(50):
+            with pytest.raises(RuntimeError, match="internal error"):
+                robot.infer({"state": -STATE})
         hang_up(robot)
-    assert "the policy failed" in caplog.text
+    # Each time a line, and the traceback once.
+    assert caplog.text.count("the policy failed: RuntimeError: shape mismatch") == 51
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_the_loop_stays_responsive_while_a_policy_computes():
@@ -285,9 +294,19 @@ def test_where_it_listens(caplog):
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port} .*--port"):
             with PolicyServer(sessions(), port=port):
                 pass
-    with caplog.at_level(logging.WARNING), PolicyServer(sessions(), host="0.0.0.0", port=0):
+    for host in ("0.0.0.0", "", "::", "robot.lab"):
+        with pytest.raises(InputError, match="--api-key-file, .GENPOL_API_KEY.*--insecure") as said:
+            PolicyServer(sessions(), host=host, port=0)
+        assert "\n" not in str(said.value)
+    for key in ("", " key", "two\nlines", "ключ"):
+        with pytest.raises(InputError, match="API key is one line"):
+            PolicyServer(sessions(), port=0, api_key=key)
+    with PolicyServer(sessions(), host="0.0.0.0", port=0, api_key="k"):
+        assert not caplog.records
+    options = {"host": "0.0.0.0", "port": 0, "insecure": True}
+    with caplog.at_level(logging.WARNING), PolicyServer(sessions(), **options):
         (record,) = caplog.records
-        assert "--api-key" in record.getMessage() and "\n" not in record.getMessage()
+        assert "asks for no API key" in record.getMessage() and "\n" not in record.getMessage()
     assert is_loopback("127.0.0.2") and is_loopback("::1") and is_loopback("localhost")
     assert not is_loopback("0.0.0.0") and not is_loopback("") and not is_loopback("robot.lab")
 

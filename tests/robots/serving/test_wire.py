@@ -10,7 +10,7 @@ import pytest
 msgpack = pytest.importorskip("msgpack")
 
 from offline.errors import InputError
-from robots.serving.wire import WireError, pack, unpack, unpack_map
+from robots.serving.wire import WireError, cut, one_line, pack, unpack, unpack_map
 
 OBS = {
     "state": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -86,6 +86,10 @@ def array(**changes):
         msgpack.packb({1: 2}),
         b"\xdd\xff\xff\xff\xff",  # a list that claims 4 billion entries
         msgpack.packb([[None] * 90_000 for _ in range(4)]),
+        b"\x91" * 1000 + b"\x01",  # which msgpack itself takes
+        b"\x81\xa1a" * 40 + b"\x01",
+        msgpack.packb({"x" * 10_000: 1}),
+        msgpack.packb({"x": {"y" * 10_000: 1}}),
         array(dtype="|O"),
         array(dtype="O"),
         array(dtype="i4,f4"),
@@ -95,6 +99,8 @@ def array(**changes):
         array(dtype="<f3"),
         array(dtype="<U0", shape=[2**40], data=b""),
         array(dtype="<U1", shape=[2], data=b"\xff" * 8),
+        array(dtype="<U1", shape=[2], data=b"\x00\xd8\x00\x00" * 2),  # half a letter
+        array(dtype="x" * 5000),
         array(shape=[3]),
         array(shape=[-2]),
         array(shape=[2**62, 2**62]),
@@ -104,6 +110,7 @@ def array(**changes):
         array(data=pickle.dumps([1])),
         msgpack.packb({b"__npgeneric__": True, b"dtype": "<f4", b"data": [1]}),
         msgpack.packb({b"__npgeneric__": True, b"dtype": "|i1", b"data": 1000}),
+        msgpack.packb({b"__npgeneric__": True, b"dtype": "<f4", b"data": "1.5"}),
     ],
 )
 def test_malformed_frames_raise_one_line(frame):
@@ -138,3 +145,16 @@ def test_limits_and_kinds_of_frames():
         unpack_map(pack([1, 2]))
     with pytest.raises(WireError, match="text keys"):
         unpack_map(msgpack.packb({b"a": 1}))
+
+
+def test_received_words_are_cut_and_steer_no_terminal():
+    assert cut("x" * 100) == "x" * 77 + "..." and cut("a\x1b[2J\nb") == "a?[2J?b"
+    assert one_line(ValueError("two\nlines ")) == "two lines" and one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 10**6))) == 600
+
+
+def test_a_map_of_maps_is_taken():
+    message: dict = {"a": [1]}
+    for _ in range(20):
+        message = {"a": message}
+    assert unpack(pack(message)) == message
