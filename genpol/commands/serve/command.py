@@ -29,17 +29,19 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
     Raises:
         InputError: for what a user can mend.
     """
-    import os
-
-    from robots.serving.serve import PolicyServer
+    from genpol.commands.serve.keys import server_key
+    from robots.serving.serve import PolicyServer, check_access
 
     check(config)
+    api_key = server_key(config)
+    check_access(config.host, api_key, config.insecure)  # before anything is loaded
     make_session, metadata, threads = proxy(config) if upstream_of(config) else policy(config)
     return PolicyServer(
         make_session,
         host=config.host,
         port=config.port,
-        api_key=config.api_key or os.environ.get("GENPOL_API_KEY") or None,
+        api_key=api_key,
+        insecure=config.insecure,
         max_message_bytes=int(config.max_message_mb * 2**20),
         rate_limit=config.rate_limit,
         max_connections=config.max_connections,
@@ -53,6 +55,7 @@ def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     """What makes a connection's session with a policy of our own, the server's metadata, and the
     number of threads to compute in."""
     from robots.serving.serve_policy import observed, policy_sessions
+    from robots.serving.sessions import Limits
 
     value, shapes = load_value(config)
 
@@ -63,8 +66,9 @@ def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     served = load()
     known = observed(served)
     observations = make_observations(config, shapes if known is None else known, known is None)
+    limits = Limits(config.max_samples, config.rate_limit, config.samples_per_turn)
     base = served if value is None else served.base  # type: ignore[attr-defined]
-    made = policy_sessions(served, observations, load, config.seed)
+    made = policy_sessions(served, observations, load, config.seed, limits)
     return *made, threads_for(config, base, value)
 
 
@@ -84,6 +88,7 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     Raises:
         InputError: it cannot be reached now. Later on, that is answered to the robot.
     """
+    from genpol.commands.serve.keys import upstream_key
     from robots.serving.client import RemotePolicy
     from robots.serving.per_client import noise
     from robots.serving.proxy import ProxySession
@@ -91,12 +96,13 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     value, shapes = load_value(config)
     url, count = upstream_of(config), config.num_candidates or PROXY_CANDIDATES
     assert url is not None and value is not None
-    spec = action_spec(config, value)
+    spec, key = action_spec(config, value), upstream_key(config)
 
     def connect() -> RemotePolicy:
         return RemotePolicy.connect(
             url,
             env_spec=spec,
+            api_key=key,
             timeout=config.timeout,
             parallel=min(config.parallel, count),
             chunk=value.spec.chunk,

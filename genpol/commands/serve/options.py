@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -13,13 +13,16 @@ PROXY_CANDIDATES, CANDIDATES = 8, 32
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "policy", "upstream", "value", "num_candidates", "temperature", "host", "port", "api_key",
-        "rename", "prompt", "trust",
+        "policy", "upstream", "value", "num_candidates", "temperature", "host", "port",
+        "api_key_file", "rename", "prompt", "trust",
     ),
     "choice": ("margin", "gate", "value_weights", "deadline_ms"),
     "observations and instruction": ("language_model", "env"),
-    "limits": ("rate_limit", "max_message_mb", "max_connections"),
-    "other server": ("parallel", "timeout"),
+    "access": ("api_key", "insecure"),
+    "limits": (
+        "rate_limit", "max_samples", "samples_per_turn", "max_message_mb", "max_connections",
+    ),
+    "other server": ("upstream_api_key_file", "parallel", "timeout"),
     "run": ("threads", "seed"),
 }  # fmt: skip
 # What help shows for settings that are decided later.
@@ -43,8 +46,8 @@ class Serve:
     value_weights: tuple[Finite, ...] = ()
     """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback should have an API key."""
-    port: Annotated[int, Ge(0), Le(65_535)] = 8000
+    """Address to listen on. Anything but loopback needs an API key, or --insecure."""
+    port: Annotated[int, Ge(0), Le(65535)] = 8000
     """Port to listen on, 0 to 65535. 0 takes a free one."""
     num_candidates: Size | None = None
     """Proposals that are ranked for each decision (K), at least 1."""
@@ -58,12 +61,14 @@ class Serve:
     """Take the first proposal where the critics disagree by more than this, in units of the value,
     at least 0. Default: off."""
     deadline_ms: Annotated[float, Gt(0), Le(1e9)] | None = None
-    """Milliseconds for a decision, above 0. The proposals that have arrived by then are ranked.
-    Default: no limit."""
+    """Milliseconds for a decision, above 0, waiting for its turn included. The proposals that have
+    arrived by then are ranked. Default: no limit."""
     parallel: Size = 8
     """Connections to --upstream, at least 1. Each has one request under way."""
     timeout: Annotated[float, Gt(0), Le(1e6)] = 30.0
     """Seconds to wait for an answer of --upstream, above 0."""
+    upstream_api_key_file: str | None = None
+    """File with the key that --upstream asks for. Default: $GENPOL_UPSTREAM_API_KEY, else none."""
     rename: tuple[str, ...] = ()
     """Observations that are called otherwise by the robot: ROBOT_KEY=TRAINED_KEY, such as
     observation/state=state. Default: none."""
@@ -73,11 +78,21 @@ class Serve:
     """Sentence encoder for values and policies trained with language: "shipped", or a folder."""
     env: str | None = None
     """Environment whose actions a black box gives. Default: the environment of --value."""
-    api_key: str | None = None
-    """Key that clients must send. $GENPOL_UPSTREAM_API_KEY is sent to --upstream. Default:
-    $GENPOL_API_KEY, else none."""
+    api_key_file: str | None = None
+    """File with the key that clients must send. Default: $GENPOL_API_KEY, else none."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that clients must send, where every user of this machine can read it. Default:
+    that of --api-key-file."""
+    insecure: bool = False
+    """Serve without an API key on an address that others can reach."""
     rate_limit: Positive = 1000.0
-    """Requests per second from one address, above 0. Further ones are answered with an error."""
+    """Requests per second from one address, and samples per second of one client, above 0. Further
+    ones are answered with an error."""
+    max_samples: Size = 1024
+    """Samples that one request may ask for, at least 1."""
+    samples_per_turn: Size = 128
+    """Proposals that are drawn at once, at least 1. Clients take turns: whoever asks for more is
+    served in slices of so many. Less is better for a slow policy with several clients."""
     max_message_mb: Annotated[float, Gt(0), Le(1e6)] = 16.0
     """Size of a message in MiB, above 0. Larger ones are answered with an error."""
     max_connections: Size = 128
@@ -108,6 +123,8 @@ def check(config: Serve) -> None:
     for name in ("num_candidates", "margin", "gate", "deadline_ms"):
         if getattr(config, name) is not None and not config.value:
             raise InputError(f"--{name.replace('_', '-')} needs --value to choose by")
+    if config.api_key is not None and config.api_key_file is not None:
+        raise InputError("expected either --api-key-file or --api-key")
     if config.value_weights and len(config.value_weights) != len(config.value):
         raise InputError(
             f"{len(config.value_weights)} --value-weights for {len(config.value)} values"

@@ -250,6 +250,43 @@ def test_api_key_from_the_environment(folders, monkeypatch):
         with pytest.raises(Exception, match="401"):
             client(server)
         client(server, api_key="secret")._ws.close()
+    monkeypatch.setenv("GENPOL_API_KEY", "")  # is none
+    with pytest.raises(InputError, match="--insecure"):
+        serving(policy=folders["clone"], host="0.0.0.0")
+
+
+def test_api_keys_from_files(folders, tmp_path, recwarn):
+    file, theirs = tmp_path / "key", tmp_path / "theirs"
+    for path, key in ((file, "s3cret key"), (theirs, "upstream")):
+        path.write_text(key + "\n")
+        path.chmod(0o600)
+    with serving(policy=folders["clone"], api_key_file=str(theirs)) as server:
+        options = {"upstream": server.address, "value": (folders["value"],), "num_candidates": 2}
+        with pytest.raises(InputError, match="a client without an API key"):
+            serving(**options)
+        options["upstream_api_key_file"] = str(theirs)
+        with serving(**options, api_key_file=str(file)) as proxy:
+            for key in (None, "upstream"):
+                with pytest.raises(Exception, match="401"):
+                    client(proxy, api_key=key)
+            robot = client(proxy, api_key="s3cret key")
+            assert robot.infer({"state": STATE})["actions"].shape == (2, 3)
+            robot._ws.close()
+    assert not [one for one in recwarn.list if "key" in str(one.message)]
+    file.chmod(0o644)
+    with pytest.warns(UserWarning, match="every user of this machine can read .*chmod 600"):
+        serving(policy=folders["clone"], api_key_file=str(file))
+    for content in (b"", b" \n", b"two\nlines", b"\xff\x00", b"x" * 5000):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="--api-key-file: .*key holds no API key"):
+            serving(policy=folders["clone"], api_key_file=str(file))
+
+
+def test_a_key_on_the_command_line_is_warned_of(folders):
+    with pytest.warns(UserWarning, match="--api-key in the list of processes.*-file") as caught:
+        serving(policy=folders["clone"], api_key="secret", host="0.0.0.0")
+    assert len(caught) == 1 and "secret" not in str(caught[0].message)
+    assert "secret" not in repr(Serve(api_key="secret"))
 
 
 @pytest.mark.parametrize(
@@ -262,6 +299,13 @@ def test_api_key_from_the_environment(folders, monkeypatch):
         ({"policy": "clone", "port": 70000}, "--port must be at most 65535"),
         ({"policy": "clone", "rate_limit": 0.0}, "--rate-limit must be above 0"),
         ({"policy": "clone", "max_connections": 0}, "--max-connections must be at least 1"),
+        ({"policy": "clone", "max_samples": 0}, "--max-samples must be at least 1"),
+        ({"policy": "clone", "samples_per_turn": 0}, "--samples-per-turn must be at least 1"),
+        ({"policy": "clone", "timeout": float("inf")}, "--timeout must be"),
+        ({"policy": "clone", "host": "0.0.0.0"}, "reaches 0.0.0.0 .*--api-key-file.*--insecure"),
+        ({"policy": "clone", "api_key": "a", "api_key_file": "b"}, "either --api-key-file or --ap"),
+        ({"policy": "clone", "api_key_file": "nowhere"}, "--api-key-file: cannot read nowhere .No"),
+        ({"policy": "clone", "api_key_file": "."}, "--api-key-file: cannot read . .Is a dir"),
         ({"policy": "clone", "value": ("value",), "value_weights": (1.0, 2.0)}, "2 --value-w"),
         ({"policy": "clone", "value": ("wide",)}, r'"state" has shape .*same dataset'),
         ({"policy": "clone", "rename": ("state",)}, "--rename takes KEY=KEY"),
