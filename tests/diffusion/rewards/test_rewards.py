@@ -109,6 +109,13 @@ def test_parse_says_what_is_wrong(expression: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_expression_that_is_too_long_is_one_short_line() -> None:
+    for expression in ("1" * 100_000, "gold+" * 20_000 + "gold"):  # minutes to read
+        with pytest.raises(InputError, match="characters: expected at most 10000") as caught:
+            parse(expression, KNOWN)
+        assert len(str(caught.value)) < 300
+
+
 def test_every_built_in_name_parses_as_itself() -> None:
     for name in KNOWN:
         assert parse(f"2*{name}", KNOWN) == [Term(2, name)]
