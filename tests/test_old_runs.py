@@ -96,7 +96,7 @@ def test_a_later_format_of_a_run_is_refused_by_its_name(name, runs, capsys):
     path = runs / name / "config.json"
     document = json.loads(path.read_text("utf-8"))
     assert "format" not in document  # these runs are older than the entry
-    path.write_text(json.dumps(document | {"format": "genpol run 2"}), "utf-8")
+    path.write_text(json.dumps(document | {"format": "genpol run 3"}), "utf-8")
     assert main([RUNS[name][0], "--resume", name]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and "genpol run 2" in error[0] and "genpol run 1" in error[0]
+    assert len(error) == 1 and "genpol run 3" in error[0] and "genpol run 2" in error[0]

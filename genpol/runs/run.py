@@ -3,7 +3,7 @@
 config.json    the resolved configuration, format, versions, git hash, command line
 metrics.csv    one row per log step, first column `step`
 summary.json   final metrics, flat, numbers
-checkpoints/   step-000010/{state.safetensors, state.json}
+checkpoints/   step-000010/{state.safetensors, state.json}, segments/
 samples/       pictures
 .lock          while a process is at work in the folder, see `genpol.runs.lock`
 wandb/         wandb's own files, which get the same numbers under the same names
@@ -38,6 +38,8 @@ from offline.files import disk_errors, write_beside
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from genpol.runs.segments import Segments
 
 __all__ = ["InterruptGuard", "Run", "WandbMode", "read_config"]
 
@@ -75,6 +77,7 @@ class Run:
     ) -> None:
         self.folder = Path(output)
         self._resumed = resume
+        self._since: int | None = None  # step of the checkpoint saved or gone on from last
         self.used = False
         """Whether the folder holds work beside rows and checkpoints, which is to stay."""
         self._lock = _claim(self.folder, resume)
@@ -91,6 +94,8 @@ class Run:
             if not self._resumed:
                 text = json.dumps(document, indent=2, default=str) + "\n"
                 write_beside(self.folder / "config.json", text.encode())
+            elif self._stored().get("format") != FORMAT:
+                self.amend({"format": FORMAT})  # as what is written from now on
             self._metrics = MetricsCsv(self.folder / "metrics.csv")
 
     def __enter__(self) -> Run:
@@ -116,9 +121,12 @@ class Run:
     def amend(self, options: Mapping[str, Any]) -> None:
         """Change options in config.json, such as the epochs of a run that is being extended."""
         path = self.folder / "config.json"
-        document = read_document(path, dict[str, Any]) | dict(options)
+        document = self._stored() | dict(options)
         with disk_errors(f"cannot write {path}", _REMEDY):
             write_beside(path, (json.dumps(document, indent=2, default=str) + "\n").encode())
+
+    def _stored(self) -> dict[str, Any]:
+        return read_document(self.folder / "config.json", dict[str, Any])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row to metrics.csv (or to its last row, if `step` is the same) and to wandb.
@@ -165,17 +173,31 @@ class Run:
         self._wandb.summary(numbers)
 
     def save_checkpoint(
-        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        keep: int,
+        segments: Segments | None = None,
     ) -> Path:
         """Write checkpoints/step-.../, whole or not at all; see `genpol.runs.checkpoints.save`."""
-        return checkpoints.save(self.folder / "checkpoints", step, tensors, state, keep)
+        path = checkpoints.save(
+            self.folder / "checkpoints", step, tensors, state, keep, segments, self._since
+        )
+        self._since = step
+        return path
 
-    def latest_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    def latest_checkpoint(
+        self, segments: Segments | None = None
+    ) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest readable (step, tensors, state); see `genpol.runs.checkpoints.latest`."""
-        return checkpoints.latest(self.folder / "checkpoints")
+        found = checkpoints.latest(self.folder / "checkpoints", segments)
+        self._since = None if found is None else found[0]
+        return found
 
 
-FORMAT = "genpol run 1"  # of the folder, checkpoints included; folders that name none have it too
+FORMAT = "genpol run 2"  # of the folder, checkpoints included
+_OLDER = "genpol run 1"  # can be gone on with; folders that name no format have this one
 _DOCUMENT = ("format", "command", "command_line", "versions", "git")  # beside the options
 
 
@@ -184,7 +206,7 @@ class _About:
     """What config.json says beside the options."""
 
     command: str
-    format: Any = FORMAT
+    format: Any = _OLDER
     versions: dict[str, Any] = field(default_factory=dict)
 
 
@@ -203,7 +225,7 @@ def read_config(folder: Path, command: str) -> dict[str, Any]:
     document = read_document(path, dict[str, Any], what)
     about = as_document(document, _About, what)
     theirs, form = about.command, about.format
-    if form != FORMAT:
+    if form not in (FORMAT, _OLDER):
         version = document.get("versions", {}).get("genpol", "of another version")
         raise InputError(
             f'{folder} holds a run in the format "{form}", written by genpol {version}; this is '

@@ -21,6 +21,7 @@ from genpol.runs.rng import (
     undisturbed,
 )
 from genpol.runs.run import Run
+from genpol.runs.segments import Segments
 from genpol.runs.state_tree import flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
@@ -33,6 +34,8 @@ from offline.learning.snapshot import LoopSnapshot
 Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
 
+KEPT = 2
+"""Checkpoints: the one before the newest is there in case that one is torn."""
 _FULL = "Free some space, then continue with --resume"
 
 
@@ -81,6 +84,7 @@ class Session:
         self.loop, self.run, self.config, self.evaluator = loop, run, config, evaluator
         self.clock, self.pretrain, self.videos, self.bar = clock, pretrain, videos, bar
         self.sources = dict(sources or {})
+        self.segments = Segments(loop.replay.tables)
         self.evaluated = self.saved = -1
         """Step of the latest evaluation, and of the latest checkpoint."""
         self.result: dict[str, float] = {}
@@ -92,7 +96,7 @@ class Session:
 
     def restore(self) -> None:
         """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
-        found = self.run.latest_checkpoint()
+        found = self.run.latest_checkpoint(self.segments)
         if found is None:
             self.run.truncate(-1)
             return
@@ -271,7 +275,7 @@ class Session:
         self.check()
         step = self.loop.progress
         state = {
-            "loop": self.loop.snapshot().tree(),
+            "loop": self.loop.snapshot(replay_rows=False).tree(),
             "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "random": global_random_state(),
             "evaluated": self.evaluated,
@@ -279,7 +283,7 @@ class Session:
             "seconds": tuple(self.clock.read().values()),
         }
         tensors, document = flatten(state)
-        self.run.save_checkpoint(step, tensors, document, keep=1)
+        self.run.save_checkpoint(step, tensors, document, KEPT, self.segments)
         self.saved, self.unsaved = step, False
         with disk_errors(f"cannot write in {self.run.folder}", _FULL):
             self.loop.agent.save(self.run.folder)

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 from offline.data.batch import Batch
 from offline.data.replay_storage import OBS, SlotSet, allocate, replay_layout
 from offline.data.returns import discounted_sum
+from offline.data.tables import Table
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
 
@@ -36,12 +37,18 @@ class ReplaySnapshot:
 
     settings: dict[str, Any]
     """Sizes and meanings that a replay must share to take this on."""
-    arrays: dict[str, Tensor]
-    """What is known of each slot that was ever filled, by the names of `replay_layout`."""
-    starts: Tensor
-    """Slots in which a transition starts that can be drawn, in the order that draws go by."""
     lanes: list[list[int]]
     """Of each lane: where the newest observation is, and the steps of the episode in progress."""
+    filled: int
+    """Slots that may have been filled: the first ones."""
+    drawable: int
+    """Slots in which a transition starts that can be drawn."""
+    arrays: dict[str, Tensor] | None
+    """What is known of each slot that was ever filled, by the names of `replay_layout`; None where
+    the rows of `Replay.tables` are saved apart."""
+    starts: Tensor | None
+    """Slots in which a transition starts that can be drawn, in the order that draws go by; None
+    where the rows of `Replay.tables` are saved apart."""
 
     def tree(self) -> dict[str, Any]:
         """As tensors, numbers, lists and dicts with string keys."""
@@ -49,8 +56,16 @@ class ReplaySnapshot:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> ReplaySnapshot:
-        """What `tree` returned."""
-        return cls(**{f.name: tree[f.name] for f in fields(cls)})
+        """What `tree` returned; older runs have no `filled` and no `drawable`, but the rows."""
+        arrays, starts = tree["arrays"], tree["starts"]
+        return cls(
+            settings=tree["settings"],
+            lanes=tree["lanes"],
+            filled=tree["filled"] if arrays is None else len(arrays["key"]),
+            drawable=tree["drawable"] if starts is None else len(starts),
+            arrays=arrays,
+            starts=starts,
+        )
 
 
 class Replay:
@@ -115,6 +130,8 @@ class Replay:
         """What is known of each slot, by the names of `replay_layout`; to read, not to keep."""
         self._arrays["key"][:] = np.arange(self.slots) - self.slots  # negative: never written
         self._starts = SlotSet(self.slots)  # where transitions start that can be drawn
+        # Of each slot, whether something was written there since it was last saved.
+        self._observed, self._stepped = np.ones(self.slots, bool), np.ones(self.slots, bool)
         # Per lane: position of the newest observation or of the next episode's first, and the
         # steps of the episode in progress.
         self._head, self._steps = [0] * lanes, [0] * lanes
@@ -166,6 +183,7 @@ class Replay:
             self._open(slot, obs)
         self._arrays["action"][slot], self._arrays["reward"][slot] = action, reward
         self._arrays["outcome"][slot] = 1 + terminated
+        self._stepped[slot] = True
         self._steps[lane] += 1
         self._head[lane] = (self._head[lane] + 1) % self._size
         self._open(self._head[lane] * self.lanes + lane, next_obs)
@@ -202,6 +220,7 @@ class Replay:
         self._arrays["key"][slot] += self.slots
         self._arrays["outcome"][slot] = 0
         self._arrays["mc_return"][slot] = self._arrays["success"][slot] = np.nan
+        self._observed[slot] = self._stepped[slot] = True
 
     def _require_continued(self, lane: int, slot: int, obs: Mapping[str, np.ndarray]) -> None:
         for key in self.obs_shapes:
@@ -220,6 +239,7 @@ class Replay:
         self._arrays["chunk_reward"][slot] = rewards @ self._powers[:span]
         self._arrays["discount"][slot] = discount
         self._arrays["span"][slot] = span
+        self._stepped[slot] = True
         self._starts.add(slot)
 
     def _finish(self, lane: int, terminated: bool, success: bool | None) -> None:
@@ -231,6 +251,7 @@ class Replay:
             self._arrays["mc_return"][slots] = discounted_sum(rewards, self.discount)
         if success is not None:
             self._arrays["success"][slots] = float(success)
+        self._stepped[slots] = True
         self._head[lane] = (self._head[lane] + 1) % self._size
         self._steps[lane] = 0
 
@@ -282,22 +303,44 @@ class Replay:
 
     # -- going on later
 
-    def snapshot(self) -> ReplaySnapshot:
-        """Everything held. The tensors are views: write them, or copy them, before adding."""
-        written = np.flatnonzero(self._arrays["key"] >= 0)
-        filled = int(written[-1]) + 1 if len(written) else 0
+    def tables(self) -> dict[str, Table]:
+        """All that is held, by rows; for saving what has changed, and for reading it back.
+
+        observations: written once in each round of the ring, and large; steps: the rest of a slot,
+        which is known bit by bit to the end of the episode; starts: the order that draws go by.
+        """
+        observed = {name: a for name, a in self._arrays.items() if name.startswith(OBS)}
+        stepped = {name: a for name, a in self._arrays.items() if name not in observed}
+        filled = self._filled()
+        return {
+            "observations": Table(observed, self._observed, filled),
+            "steps": Table(stepped, self._stepped, filled),
+            "starts": self._starts.table(),
+        }
+
+    def snapshot(self, rows: bool = True) -> ReplaySnapshot:
+        """Everything held. The tensors are views: write them, or copy them, before adding.
+
+        Args:
+            rows: False leaves out the rows of `tables`, for whoever saves those apart.
+        """
+        filled = self._filled()
         return ReplaySnapshot(
             settings=self._settings(),
-            arrays={name: tensor[:filled] for name, tensor in self.held.items()},
-            starts=self._starts.members(),
             lanes=[list(self._head), list(self._steps)],
+            filled=filled,
+            drawable=len(self._starts),
+            arrays={name: tensor[:filled] for name, tensor in self.held.items()} if rows else None,
+            starts=self._starts.members() if rows else None,
         )
 
     def restore(self, saved: ReplaySnapshot) -> None:
         """Take on what `snapshot` returned; drawing and adding then go on bit for bit.
 
+        Where it has no rows, those of `tables` have been put back before.
+
         Raises:
-            InputError: it is the state of a replay with other settings.
+            InputError: it is the state of a replay with other settings, or of none.
         """
         for name, here in self._settings().items():
             if (there := saved.settings.get(name)) != here:
@@ -305,11 +348,39 @@ class Replay:
                     f"the replay was saved with {name} {there}, this one has {here}: resume with "
                     "the settings of the run that saved it"
                 )
-        self._arrays["key"][:] = np.arange(self.slots) - self.slots
-        for name, tensor in saved.arrays.items():
-            self.held[name][: len(tensor)] = tensor
-        self._starts.replace(saved.starts)
+        if saved.arrays is not None and saved.starts is not None:
+            for name, tensor in saved.arrays.items():
+                self.held[name][: len(tensor)] = tensor
+            self._observed.fill(True)
+            self._stepped.fill(True)
+            self._starts.replace(saved.starts)
+        else:
+            self._starts.take_on(saved.drawable)
+        self._arrays["key"][saved.filled :] = np.arange(saved.filled, self.slots) - self.slots
         self._head, self._steps = (list(numbers) for numbers in saved.lanes)
+        self._check()
+
+    def _filled(self) -> int:
+        written = np.flatnonzero(self._arrays["key"] >= 0)
+        return int(written[-1]) + 1 if len(written) else 0
+
+    def _check(self) -> None:
+        """Check that what was put back can be drawn from and added to.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        heads, steps = self._head, self._steps
+        if len(heads) != self.lanes or len(steps) != self.lanes:
+            raise ValueError(f"{len(heads)} lanes, expected {self.lanes}")
+        if not all(0 <= head < self._size for head in heads) or min(steps) < 0:
+            raise ValueError("a lane that stands outside the replay")
+        starts = self._starts.members()
+        key, span = self.held["key"][starts], self.held["span"][starts]
+        if (key < 0).any() or (key % self.slots != starts).any():
+            raise ValueError("a transition that starts where nothing was written")
+        if len(span) and not 1 <= int(span.min()) <= int(span.max()) <= self.n_step:
+            raise ValueError(f"a transition of 0 or more than {self.n_step} steps")
 
     def _settings(self) -> dict[str, Any]:
         return {

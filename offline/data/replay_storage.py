@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from offline.data.tables import Table
 from offline.errors import InputError
 
 Layout = dict[str, tuple[tuple[int, ...], Any]]  # name -> shape, dtype
@@ -97,6 +98,7 @@ class SlotSet:
         self._members = np.zeros(slots, np.int64)
         self._rank = np.full(slots, -1)  # where among the members each slot is; -1: it is none
         self._tensor = torch.from_numpy(self._members)
+        self._changed = np.ones(slots, bool)
         self._count = 0
 
     def __len__(self) -> int:
@@ -109,6 +111,7 @@ class SlotSet:
         """Add a slot that is no member."""
         self._rank[slot] = self._count
         self._members[self._count] = slot
+        self._changed[self._count] = True
         self._count += 1
 
     def remove(self, slot: int) -> None:
@@ -116,6 +119,7 @@ class SlotSet:
         self._count -= 1
         rank, last = self._rank[slot], self._members[self._count]
         self._members[rank], self._rank[last] = last, rank
+        self._changed[rank] = True
         self._rank[slot] = -1
 
     def draw(self, count: int, generator: Generator | None) -> Tensor:
@@ -126,9 +130,27 @@ class SlotSet:
         """(len,) a view; its order decides what a generator draws."""
         return self._tensor[: self._count]
 
+    def table(self) -> Table:
+        """The members as rows, in their order."""
+        return Table({"slot": self._members}, self._changed, self._count)
+
     def replace(self, members: Tensor) -> None:
         """Be what `members` returned."""
-        self._count = len(members)
-        self._tensor[: self._count] = members
-        self._rank.fill(-1)
-        self._rank[self._members[: self._count]] = np.arange(self._count)
+        self._tensor[: len(members)] = members
+        self._changed.fill(True)
+        self.take_on(len(members))
+
+    def take_on(self, count: int) -> None:
+        """Be the first `count` rows of the table, which have been written there.
+
+        Raises:
+            ValueError: there are not so many, or they are not as many different slots.
+        """
+        members = self._members[: max(count, 0)]
+        rank = np.full(len(self._rank), -1)
+        if len(members) == count and members.min(initial=0) >= 0:
+            with contextlib.suppress(IndexError):
+                rank[members] = np.arange(count)
+        if np.count_nonzero(rank >= 0) != count:
+            raise ValueError(f"{count} rows, which are not as many different slots")
+        self._rank, self._count = rank, count

@@ -292,12 +292,16 @@ class Loop:
 
     # -- resuming
 
-    def snapshot(self) -> LoopSnapshot:
-        """Everything that `run` and `learn` go on from."""
+    def snapshot(self, replay_rows: bool = True) -> LoopSnapshot:
+        """Everything that `run` and `learn` go on from.
+
+        Args:
+            replay_rows: False leaves out the rows of `replay.tables`, which are saved apart.
+        """
         imagination = self.imagination
         return LoopSnapshot(
             agent=self.agent.state_dict(),
-            replay=self.replay.snapshot().tree(),
+            replay=self.replay.snapshot(replay_rows).tree(),
             imagination=None if imagination is None else imagination.state_dict(),
             statistics=None if self.statistics is None else self.statistics.state_dict(),
             counts=[self.step, self.updates, self.episodes, self.successes],

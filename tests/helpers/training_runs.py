@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file
 from toy_reach import NAME
 
 from genpol.cli import main
@@ -102,8 +104,29 @@ def state(folder: Path) -> dict:
     assert found is not None
     step, tensors, document = found
     tree = unflatten(tensors, document)
+    if tree["loop"]["replay"]["arrays"] is None:
+        tree["loop"]["replay"]["rows"] = replay_rows(folder / "checkpoints", step)
     assert tree["loop"]["counts"][0] + tree["loop"]["learnt"] == step
     return tree
+
+
+def replay_rows(checkpoints_folder: Path, step: int) -> dict[str, np.ndarray]:
+    """What the segments of a checkpoint hold: the rows in use of every array of the replay."""
+    document, _ = checkpoints.read_document(checkpoints_folder / f"step-{step:06d}")
+    assert document is not None and document.segments is not None
+    rows: dict[str, np.ndarray] = {}
+    for segment in document.segments.files:
+        content = load_file(checkpoints_folder / "segments" / segment.file)
+        for name, values in content.items():
+            table = name.split("/")[0]
+            if name == f"{table}/rows":
+                continue
+            whole = rows.setdefault(
+                name, np.zeros((document.segments.used[table], *values.shape[1:]), values.dtype)
+            )
+            index = content[f"{table}/rows"]
+            whole[index[index < len(whole)]] = values[index < len(whole)]
+    return rows
 
 
 def differences(a, b, path="state") -> list[str]:

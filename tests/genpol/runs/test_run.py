@@ -122,12 +122,12 @@ def test_a_run_in_another_format_is_refused_and_one_without_is_the_first(tmp_pat
         run.log(1, {"loss": 1.0})
     path = tmp_path / "config.json"
     document = json.loads(path.read_text())
-    assert document.pop("format") == "genpol run 1"
+    assert document.pop("format") == "genpol run 2"
     path.write_text(json.dumps(document))
     assert read_config(tmp_path, "finetune") == CONFIG
     document["versions"]["genpol"] = "9.8"
     path.write_text(json.dumps(document | {"format": "genpol run 7"}))
-    with pytest.raises(InputError, match='"genpol run 7", written by genpol 9.8; .*"genpol run 1"'):
+    with pytest.raises(InputError, match='"genpol run 7", written by genpol 9.8; .*"genpol run 2"'):
         read_config(tmp_path, "finetune")
     path.write_text(json.dumps({"command": "finetune", "format": 7}))
     with pytest.raises(InputError, match='"7", written by genpol of another version'):
