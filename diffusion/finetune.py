@@ -292,6 +292,15 @@ class Finetuner:
         if mine != theirs:
             odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0].removeprefix("weights.")
             raise InputError(f'the checkpoint is of another model: "{odd}" does not match')
+        for name, parameter in self.params.items():
+            expected = {f"ema.{name}": parameter.shape} if self.average else {}
+            if f"optimiser.step.{name}" in tensors:
+                expected[f"optimiser.step.{name}"] = torch.Size(())
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    expected[f"optimiser.{moment}.{name}"] = parameter.shape
+            for key, shape in expected.items():
+                if key not in tensors or tensors[key].shape != shape:
+                    raise InputError(f'the checkpoint has no "{key}" of shape {tuple(shape)}')
         with torch.no_grad():
             for name, parameter in self.params.items():
                 parameter.copy_(tensors[f"weights.{name}"])

@@ -46,6 +46,7 @@ from offline.learning.temperature import Temperature
 from offline.model_files import LARGEST
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import Change
+from offline.networks.optimizers import load_optimizer
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 
@@ -261,7 +262,7 @@ class NoiseCritic:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned."""
         self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 class NoisePolicy:

@@ -27,6 +27,7 @@ from genpol.steering.steered import Edits
 from offline.critics.td import Encoded
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import Change
+from offline.networks.optimizers import load_optimizer
 
 
 class EditPolicy(nn.Module):
@@ -203,7 +204,7 @@ class EditLearner:
             self.log_temperature.copy_(state["log_temperature"])
             self.beta.copy_(state["beta"])
         for optimizer, saved in zip(self._optimizers(), state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         return self.optimizer, self.temperature_optimizer, self.scale_optimizer

@@ -24,6 +24,7 @@ from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.networks.normalizer import ObsStats
+from offline.networks.optimizers import load_optimizer
 from offline.spec import ActionSpec
 from offline.types import HasGenerators, Policy
 
@@ -168,7 +169,7 @@ class Imitation(Generic[P]):
             self.average.load_state_dict(state["average"])
         if self._trained is not None:
             self._trained.load_state_dict(state["policy"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self._optimizer, state["optimizer"])
             self.steps = int(state["steps"])
 
 

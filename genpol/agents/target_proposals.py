@@ -28,6 +28,7 @@ from genpol.policies.student import Student
 from offline.critics.td import Subset
 from offline.errors import InputError
 from offline.networks.normalizer import ObsStats
+from offline.networks.optimizers import load_optimizer
 from offline.types import Obs, Policy
 
 _OURS = (
@@ -205,4 +206,4 @@ class StudentProposals:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])

@@ -6,13 +6,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+
 from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Evaluation, Finetuner
 from genpol.finetuning.export import save_weights
 from genpol.finetuning.samples import PICTURES, before_after_picture, save_evaluation
 from genpol.reports.grids import grid
 from genpol.runs.run import Run
+from genpol.runs.state_tree import fitting
 from offline.errors import Diverged
+
+
+class _Values(BaseModel):
+    """What a checkpoint says beside its tensors."""
+
+    model_config = ConfigDict(strict=True)
+
+    epoch: NonNegativeInt
+    updates: NonNegativeInt
+    before: dict[str, float]
+    seconds: FiniteFloat
 
 
 class Session:
@@ -38,14 +52,22 @@ class Session:
         return self.seconds
 
     def restore(self) -> None:
-        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
+        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped.
+
+        Raises:
+            InputError: none can be read, or it is not of this run.
+        """
         found = self.run.latest_checkpoint()
         if found is None:
             self.run.truncate(-1)
             return
         step, tensors, values = found
-        self.tuner.load_state(tensors, values)
-        self.before, self.seconds = values["before"], values["seconds"]
+        with fitting(f"the checkpoint of epoch {step} in {self.run.folder} does not fit this run"):
+            state = _Values.model_validate(values)
+            if state.epoch != step:
+                raise ValueError(f"it holds the state of epoch {state.epoch}")
+            self.tuner.load_state(tensors, values)
+        self.before, self.seconds = state.before, state.seconds
         self.saved_epoch = step
         self.run.truncate(step)
 

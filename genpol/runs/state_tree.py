@@ -12,7 +12,8 @@ that says what it is:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,29 @@ def unflatten(tensors: Mapping[str, Tensor], document: Any) -> Any:
     Raises:
         InputError: the two are not of one checkpoint.
     """
-    try:
+    with fitting("the checkpoint's tensors and its state.json do not fit together"):
         return _read(tensors, document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+
+
+@contextmanager
+def fitting(fault: str) -> Iterator[None]:
+    """Around taking on a state that somebody may have changed: what fails inside is its fault.
+
+    Raises:
+        InputError: "<fault> (KeyError: ...): were the files changed or copied in part?"
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+        TypeError, ValueError,
+    ) as error:  # fmt: skip
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = text if len(text) <= 200 else text[:200] + " ..."
         raise InputError(
-            f"the checkpoint's tensors and its state.json do not fit together ({error!r}): were "
-            "the files changed or copied in part?"
+            f"{fault} ({reason}): were the files changed or copied in part?"
         ) from error
 
 

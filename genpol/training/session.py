@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from genpol.agents.config import TrainConfig
 from genpol.agents.diagnostics import diagnose
@@ -22,7 +24,7 @@ from genpol.runs.rng import (
 )
 from genpol.runs.run import Run
 from genpol.runs.segments import Segments
-from genpol.runs.state_tree import flatten, unflatten
+from genpol.runs.state_tree import fitting, flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
 from offline.errors import Diverged, InputError
@@ -37,6 +39,16 @@ Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
 KEPT = 2
 """Checkpoints: the one before the newest is there in case that one is torn."""
 _FULL = "Free some space, then continue with --resume"
+
+
+class _Schedule(BaseModel):
+    """What a checkpoint says beside the states of the loop, its sources and random numbers."""
+
+    model_config = ConfigDict(strict=True)
+
+    evaluated: Annotated[int, Field(ge=-1)]
+    result: dict[str, float]
+    seconds: tuple[FiniteFloat, FiniteFloat]
 
 
 class Clock:
@@ -95,17 +107,28 @@ class Session:
     # -- going on
 
     def restore(self) -> None:
-        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped."""
+        """Go back to the newest checkpoint, if there is one; rows logged after it are dropped.
+
+        Raises:
+            InputError: none can be read, or it is not of this run.
+        """
         found = self.run.latest_checkpoint(self.segments)
         if found is None:
             self.run.truncate(-1)
             return
         step, tensors, document = found
-        state = unflatten(tensors, document)
+        with fitting(f"the checkpoint of step {step} in {self.run.folder} does not fit this run"):
+            self._take_on(step, unflatten(tensors, document))
+        self.run.truncate(step)
+
+    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
+        schedule = _Schedule.model_validate({key: state[key] for key in _Schedule.model_fields})
         keep_rates(state["loop"]["agent"], self.loop.agent.state_dict())  # --lr may be another
         if self.loop.imagination is not None:
             keep_rates(state["loop"]["imagination"], self.loop.imagination.state_dict())
         differing = self.loop.restore(LoopSnapshot.of(state["loop"]))
+        if self.loop.progress != step:
+            raise ValueError(f"it holds the state of step {self.loop.progress}")
         if differing:
             self.say(
                 f"warning: {len(differing)} of {self.loop.envs.num_envs} running episodes came out "
@@ -120,10 +143,9 @@ class Session:
                     f"note: the checkpoint is of a version that did not save where --{name} stood, "
                     "so other batches come than without the stop"
                 )
-        self.evaluated, self.saved, self.unsaved = state["evaluated"], step, False
-        self.result, self.clock.before = state["result"], state["seconds"]
         set_global_random_state(state["random"])
-        self.run.truncate(step)
+        self.evaluated, self.saved, self.unsaved = schedule.evaluated, step, False
+        self.result, self.clock.before = schedule.result, schedule.seconds
 
     def go_on(self, stop: Stop) -> bool:
         """Train to the end, or until `stop`; whether the end was reached."""

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from offline.critics.td import follow, load_optimizer, target_of, td_loss, td_metrics, td_target
+from offline.critics.td import follow, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
 from offline.networks.heads import TanhGaussian
+from offline.networks.optimizers import load_optimizer
 
 
 def next_value(q_EBn: Tensor, backup: str = "max") -> Tensor:

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
 
 from offline.critics.critic_config import CriticConfig
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.networks.normalizer import Change, ObsStats
+from offline.networks.optimizers import load_optimizer
 from offline.types import Obs
 
 Penalty = Callable[[ValueFunction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -56,13 +56,6 @@ def follow(target: ValueFunction, critic: ValueFunction, rate: float) -> None:
     """After a gradient step: bring the critic back within its bound, then `track` it."""
     critic.tighten()  # before the target, which stays within the bound as an average
     track(target, critic, rate)
-
-
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any], lr: float) -> None:
-    """Take on an optimiser's `state_dict`, but learn at `lr`."""
-    optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def td_metrics(td_EB: Tensor, q_EB: Tensor, target_B: Tensor) -> dict[str, Tensor]:
@@ -221,4 +214,4 @@ class TDCritic:
         """Take on what `state_dict` returned."""
         self.value.load_state_dict(state["value"])
         self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])

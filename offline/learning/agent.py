@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from offline.data.batch import Batch
 from offline.networks.normalizer import Change, ObsStats
+from offline.networks.optimizers import load_optimizer
 from offline.spec import ActionSpec
 from offline.types import HasGenerators, Policy
 
@@ -168,5 +170,7 @@ class AgentOfParts:
                     stream.set_state(saved)
             elif isinstance(part, Generator):
                 part.set_state(state[name])
+            elif isinstance(part, Optimizer):
+                load_optimizer(part, state[name])
             elif part is not None:
                 part.load_state_dict(state[name])

@@ -322,7 +322,17 @@ class Loop:
         Returns:
             Environments whose episode came out differently (a simulator that its seed does not
             fix): those episodes are given up and new ones begun.
+
+        Raises:
+            InputError: the replay was another one.
+            Other exceptions: the snapshot is not of this loop.
         """
+        count, dim = self.envs.num_envs, self.agent.spec.dim
+        if saved.running and len(saved.running) != count:
+            raise ValueError(f"{len(saved.running)} running episodes in {count} environments")
+        for episode in saved.running:
+            if any(len(action) != dim for action in (*episode.actions, *episode.queue)):
+                raise ValueError(f"a running episode with actions that are not of {dim} numbers")
         self.replay.restore(ReplaySnapshot.of(saved.replay))
         self.step, self.updates, self.episodes, self.successes = saved.counts
         self.learnt, self._started = saved.learnt, saved.started

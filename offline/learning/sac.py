@@ -29,6 +29,7 @@ from offline.learning.config import RLConfig
 from offline.learning.temperature import Temperature
 from offline.networks.heads import TanhGaussian
 from offline.networks.normalizer import Change
+from offline.networks.optimizers import load_optimizer
 
 Pool = Literal["mean", "min"]
 
@@ -117,7 +118,7 @@ class ActorLearner:
         """Take on what `state_dict` returned."""
         self.actor.load_state_dict(state["actor"])
         self.temperature.load_state_dict(state["temperature"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 class SAC(AgentOfParts):

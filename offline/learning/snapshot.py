@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    field_validator,
+)
 from torch import Tensor
 
 from offline.learning.running_episodes import Observed, Running
@@ -70,28 +78,89 @@ class LoopSnapshot:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> LoopSnapshot:
-        """What `tree` returned; older runs have no imagination, statistics and `learnt`."""
+        """What `tree` returned; older runs have no imagination, statistics and `learnt`.
+
+        Raises:
+            ValueError: an entry is missing, or another kind of thing.
+        """
+        plain = _Tree.model_validate(dict(tree))
         return cls(
-            **{key: tree[key] for key in ("agent", "replay", "counts", "started")},
-            imagination=tree.get("imagination"),
-            statistics=tree.get("statistics"),
-            learnt=tree.get("learnt", 0),
-            due=list(tree["due"]),
-            generators=list(tree["generators"]),
-            sums={key: (total, count) for key, (total, count) in tree["sums"].items()},
-            imagined=dict(tree.get("imagined", {})),
-            ended=[(entry[0], entry[1], entry[2]) for entry in tree["ended"]],
-            obs={key: values.numpy() for key, values in tree["obs"].items()},
+            agent=plain.agent,
+            replay=plain.replay,
+            imagination=plain.imagination,
+            statistics=plain.statistics,
+            counts=plain.counts,
+            learnt=plain.learnt,
+            started=plain.started,
+            due=plain.due,
+            generators=plain.generators,
+            sums={key: (total, count) for key, (total, count) in plain.sums.items()},
+            imagined=plain.imagined,
+            ended=[(returned, success, steps) for returned, success, steps in plain.ended],
+            obs={key: values.numpy() for key, values in plain.obs.items()},
             running=[
                 Running(
-                    saved["seed"],
-                    list(saved["actions"].numpy()),
-                    deque(saved["queue"].numpy()),
-                    saved["returned"],
+                    saved.seed,
+                    list(saved.actions.numpy()),
+                    deque(saved.queue.numpy()),
+                    saved.returned,
                 )
-                for saved in tree["running"]
+                for saved in plain.running
             ],
         )
+
+
+class _Entries(BaseModel):
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+class _RunningTree(_Entries):
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    actions: Tensor
+    queue: Tensor
+    returned: FiniteFloat
+
+    @field_validator("actions", "queue")
+    @classmethod
+    def _of_actions(cls, actions: Tensor) -> Tensor:
+        if actions.ndim != 2 or not torch.isfinite(actions).all():
+            raise ValueError("expected finite actions (T, A)")
+        return actions
+
+
+class _Tree(_Entries):
+    """What kind of thing each entry of the tree is."""
+
+    agent: dict[str, Any]
+    replay: dict[str, Any]
+    imagination: dict[str, Any] | None = None
+    statistics: dict[str, Any] | None = None
+    counts: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)]
+    learnt: NonNegativeInt = 0
+    started: NonNegativeInt
+    due: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
+    generators: Annotated[list[Tensor], Field(min_length=3, max_length=3)]
+    sums: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
+    imagined: dict[str, float] = {}
+    ended: list[Annotated[list[Any], Field(min_length=3, max_length=3)]]
+    obs: dict[str, Tensor]
+    running: list[_RunningTree]
+
+    @field_validator("sums")
+    @classmethod
+    def _of_numbers(cls, sums: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, (total, count) in sums.items():
+            number = isinstance(total, float) or isinstance(total, Tensor) and total.numel() == 1
+            if not number or type(count) is not int or count < 1:
+                raise ValueError(f'expected a sum and a count of "{key}"')
+        return sums
+
+    @field_validator("ended")
+    @classmethod
+    def _of_episodes(cls, ended: list[list[Any]]) -> list[list[Any]]:
+        if any([type(item) for item in entry] != [float, bool, int] for entry in ended):
+            raise ValueError("expected a return, a success and a length of each episode")
+        return ended
 
 
 def _stacked(actions: Iterable[np.ndarray]) -> Tensor:

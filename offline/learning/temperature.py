@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offline.networks.optimizers import load_optimizer
+
 
 class Temperature:
     """alpha, which falls while the entropy is above its target and rises while it is below.
@@ -52,4 +54,4 @@ class Temperature:
         """Take on what `state_dict` returned."""
         with torch.no_grad():
             self.log.copy_(state["log"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])

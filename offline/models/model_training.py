@@ -43,6 +43,7 @@ from offline.models.dynamics import Dynamics, Outputs
 from offline.models.held_out import split_rows
 from offline.models.world_model import Steps
 from offline.models.world_model_config import WorldModelConfig
+from offline.networks.optimizers import load_optimizer
 
 Weights = Callable[[Steps], Tensor]
 
@@ -268,7 +269,7 @@ class ModelTraining:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned; training then goes on bit for bit."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 def f1(seen: Tensor, truth: Tensor) -> float:
