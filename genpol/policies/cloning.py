@@ -32,6 +32,7 @@ from offline.data.transitions import Embed, Transitions
 from offline.errors import InputError
 from offline.networks.images import random_shift
 from offline.networks.normalizer import image_keys
+from offline.networks.optimizers import load_optimizer
 
 __all__ = ["CloneConfig", "Cloning", "clone"]
 
@@ -178,8 +179,9 @@ class Cloning:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` returned; the learning rate is the configuration's."""
-        for name in ("policy", "average", "optimizer", "train"):
+        for name in ("policy", "average", "train"):
             getattr(self, name).load_state_dict(state[name])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.draw.set_state(state["draw"])
         set_stream(self.noise, state["noise"])
 

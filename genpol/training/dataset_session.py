@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from genpol.runs.rng import global_random_state, set_global_random_state
 from genpol.runs.run import Run
-from genpol.runs.state_tree import flatten, unflatten
+from genpol.runs.state_tree import fitting, flatten, unflatten
 from offline.data.dataset_training import Learning, Steps
 from offline.errors import InputError
 from offline.files import disk_errors
@@ -76,7 +76,7 @@ class DatasetSession:
         """Go back to the newest checkpoint, if there is one; rows logged after it are dropped.
 
         Raises:
-            InputError: the run has ended, and has none.
+            InputError: the run has ended, and has none; none can be read, or it is not of this run.
         """
         found = self.run.latest_checkpoint()
         if found is None:
@@ -88,9 +88,10 @@ class DatasetSession:
             self.run.truncate(-1)
             return
         step, tensors, document = found
-        state = unflatten(tensors, document)
-        self.steps.load_state_dict(state["steps"])
-        set_global_random_state(state["random"])
+        with fitting(f"the checkpoint of step {step} in {self.run.folder} does not fit this run"):
+            state = unflatten(tensors, document)
+            self.steps.load_state_dict(state["steps"])
+            set_global_random_state(state["random"])
         self.saved = step
         self.run.truncate(step)
         self.bar.update(step - self.bar.n)

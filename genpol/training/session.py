@@ -37,7 +37,7 @@ Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
 
 KEPT = 2
-"""Checkpoints: the one before the newest is there in case that one is torn."""
+"""Checkpoints that stay: the newest, and the one before in case that one is torn."""
 _FULL = "Free some space, then continue with --resume"
 
 

@@ -185,6 +185,22 @@ def test_a_torn_first_sitting_starts_again(straight, tmp_path):
     assert_same_run(run, straight)
 
 
+def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(straight, tmp_path, capsys):
+    """Of steps 15, 30 and 36 the last two are kept."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    assert sorted(p.name for p in (run / "checkpoints").glob("step-*")) == [
+        "step-000030",
+        "step-000036",
+    ]
+    (run / "summary.json").unlink()
+    newest_segment = max((run / "checkpoints" / "segments").glob("segment-000036-*"))
+    newest_segment.write_bytes(newest_segment.read_bytes()[:-1])
+    assert resume(run) == 0
+    assert f"{newest_segment} is not the file that was written" in capsys.readouterr().err
+    assert_same_run(run, straight)
+
+
 VARIANTS = [
     *({"agent": agent} for agent in ("bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl")),
     {"cache_age": 6, "adaptive_edit_scale": True, "backup": "decoupled"},
