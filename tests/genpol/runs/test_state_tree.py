@@ -17,8 +17,11 @@ from offline.errors import InputError
 def through_files(tree, folder):
     tensors, document = flatten(tree)
     json.dumps(document, allow_nan=False)  # plain JSON, also for other readers
-    checkpoints.save(folder, 3, tensors, {"tree": document}, keep=1)
+    # Named as data, which may be NaN: weights may not.
+    named = {f"obs/{name}": value for name, value in tensors.items()}
+    checkpoints.save(folder, 3, named, {"tree": document}, keep=1)
     _, tensors, state = checkpoints.latest(folder)
+    tensors = {name.removeprefix("obs/"): value for name, value in tensors.items()}
     return unflatten(tensors, state["tree"])
 
 
