@@ -148,6 +148,9 @@ class Turns:
         started = perf_counter()
         try:
             awaited = job.advance()
+        except SystemExit as error:  # of a policy; asyncio would end the whole server with it
+            job.outcome.set_exception(RuntimeError(f"sys.exit({error.code!r}) was called"))
+            return
         except BaseException as error:
             job.outcome.set_exception(error)
             return

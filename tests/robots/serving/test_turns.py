@@ -161,3 +161,14 @@ def test_closing_gives_up_what_waits():
         with pytest.raises(Dropped):
             one.result(30)
     assert turns._thread is not None and not turns._thread.is_alive()
+
+
+def test_sys_exit_of_what_is_served_is_an_error_of_its_client_alone(turns):
+    """As SystemExit it would end the server's event loop, and everybody's service."""
+
+    def leave():
+        raise SystemExit(0)
+
+    with pytest.raises(RuntimeError, match=r"sys\.exit\(0\)"):
+        turns.submit(Client(), leave).result(30)
+    assert turns.submit(Client(), lambda: "on").result(30) == "on"
