@@ -37,7 +37,8 @@ def restored(
     values, hints = {}, get_type_hints(type(config), include_extras=True)
     for f in fields(config):
         default = f.default if f.default is not MISSING else None
-        if f.name in stored:
+        own = getattr(config, f.name) == stored.get(f.name)  # such as the name of an object given
+        if f.name in stored and not own:
             as_document(stored[f.name], hints[f.name], f'{folder / "config.json"}: "{f.name}"')
         values[f.name] = saved = _as_typed(stored.get(f.name, default), default)
         given = getattr(config, f.name)

@@ -99,13 +99,15 @@ def test_weights_of_a_diverged_training_are_refused_where_they_are_loaded(
 
 
 def test_a_checkpoint_that_is_not_finite_is_passed_over(run, tmp_path, capsys):
-    """Versions before this one could leave such."""
+    """Versions before this one could leave such; their state.json is the bare state."""
     folder = tmp_path / "run"
     assert run(epochs=2) == 0
     file = folder / "checkpoints" / "step-000002" / "state.safetensors"
     tensors = load_file(file)
     next(t for n, t in tensors.items() if n.startswith("weights."))[0] = float("inf")
     save_file(tensors, file)
+    described = file.with_name("state.json")
+    described.write_text(json.dumps(json.loads(described.read_text())["state"]))
     capsys.readouterr()
     assert resume(folder) == 0
     assert "weights" in capsys.readouterr().err and checkpoint(folder)[0] == 2

@@ -158,4 +158,4 @@ def test_a_number_that_was_edited_in_a_run_folder_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(document))
     assert main(["finetune", "--resume", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "config.json: --epochs must be a whole number, received 10" in said
+    assert 'config.json: "epochs": should be an integer, received "10"' in said

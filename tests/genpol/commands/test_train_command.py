@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_reach import LIMIT, NAME, write_demonstrations
@@ -135,9 +136,9 @@ def test_what_is_evaluated_is_the_policy_on_the_evaluation_layouts(done, tmp_pat
 def test_from_scratch(tmp_path):
     """Uniform actions first; updates begin once they are over."""
     assert train(start_steps=12, agent="sac", steps=12, output=tmp_path / "random") == 0
-    arrays = state(tmp_path / "random")["loop"]["replay"]["arrays"]
-    actions = arrays["action"][:12]
-    assert actions.abs().max() <= 1 and actions.std() > 0.4  # of a uniform one: .58
+    rows = state(tmp_path / "random")["loop"]["replay"]["rows"]
+    actions = rows["steps/action"][:12]
+    assert np.abs(actions).max() <= 1 and actions.std() > 0.4  # of a uniform one: .58
     assert train(start_steps=12, output=tmp_path / "run") == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train/updates"] == 24
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_resumed_is_one_line(done, demos, tmp_path, capsys):
         return line
 
     assert "differs from ToyReach-v0" in said(done, env="ToyOther-v0")
-    assert "--utd 3.0 differs from 1.0" in said(done, utd=3)
+    assert "--batch-size 9 differs from" in said(done, batch_size=9)
     other = tmp_path / "other"
     other.mkdir()
     document = json.loads((done / "config.json").read_text())

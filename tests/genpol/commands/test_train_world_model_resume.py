@@ -96,5 +96,5 @@ def test_the_same_options_may_be_given_again(tmp_path, capsys):
     assert train(**(MODELLED | options), output=run) == 0
     assert resume(run, agent="sac", world_model="mle", steps=0) == 0
     assert "has already run 0 steps" in "".join(capsys.readouterr())
-    assert resume(run, agent="sac", utd=3) == 2
-    assert "--utd 3.0 differs from 1.0" in capsys.readouterr().err
+    assert resume(run, agent="sac", batch_size=9) == 2
+    assert "--batch-size 9 differs from" in capsys.readouterr().err

@@ -12,6 +12,14 @@ from genpol.runs.interrupts import InterruptGuard, StopAtOnce, leaving_at_once
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
+@pytest.fixture(autouse=True)
+def in_a_terminal():
+    """Not as under nohup, where hangups are ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_the_first_signal_asks_and_the_second_insists(number, code, capfd):
     before = signal.getsignal(number)
