@@ -205,19 +205,10 @@ def speeds() -> Iterator[Row]:
         f"{ours['bench/peer_env_steps_per_cpu_s']:.2f}",
         f"{ours['bench/ratio_env_step']:.2f} times as many", "speed",
     )  # fmt: skip
-    ours = _json("bench_beside")
-    name = "bench/{}expo_step_{}_p50_s"
-    yield (
-        "Speed: an EXPO step on a busy / an idle machine, beside PyTorch's usual threads",
-        " / ".join(f"{ours[name.format('', when)]:.1f}" for when in ("beside", "idle")) + " s",
-        " / ".join(f"{ours[name.format('usual_', when)]:.1f}" for when in ("beside", "idle")) + " s",
-        f"{ours[name.format('usual_', 'beside')] / ours[name.format('', 'beside')]:.0f} times as "
-        "fast on a busy one, slower on an idle one", "speed",
-    )  # fmt: skip
 
 
 def front() -> str:
-    """Markdown: thirteen rows, each with a link to its table."""
+    """Markdown: twelve rows, each with a link to its table."""
     lines = [
         "| what is compared | this method | compared with | outcome | table |",
         "|---|---|---|---|---|",
@@ -283,8 +274,8 @@ def beside() -> Iterator[str]:
     """What work takes beside busy programs: with the kit's threads, and as PyTorch comes."""
     found = _json("bench_beside")
     yield "**Beside other programs.** `genpol bench beside`: two busy processes of PyTorch with two"
-    yield "threads each, on two cores. The kit computes these in one thread. PyTorch as it comes has"
-    yield "two, which spin while they wait. Seconds, and CPU-seconds of all threads"
+    yield "threads each, on two cores. The kit computes these in one thread. PyTorch as it comes"
+    yield "has two, which spin while they wait. Seconds, and CPU-seconds of all threads"
     yield "([results/bench_beside.json](results/bench_beside.json)):"
     yield ""
     yield "| work | threads | idle p50 | beside p95 | times as long | CPU idle | CPU beside |"
@@ -310,7 +301,7 @@ def beside() -> Iterator[str]:
     ]
     yield f"The price is speed on an idle machine: {slower[0]:.2f} times the time of a decision,"
     yield f"{slower[1]:.2f} times that of an EXPO step and {slower[2]:.2f} times that of an epoch,"
-    yield "in less CPU time. `OMP_WAIT_POLICY=ACTIVE` and `--threads 2` bring the spinning threads back."
+    yield "in less CPU time. `OMP_WAIT_POLICY=ACTIVE` and `--threads 2` bring that speed back."
 
 
 def decisions() -> Iterator[str]:
