@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffusion.errors import InputError, did_you_mean
+from diffusion.errors import InputError, did_you_mean, shown
 from genpol import __version__
 from genpol.commands.help import command_help, overview
 from genpol.commands.parsing import HELP, one_line, parse, start
@@ -104,7 +104,7 @@ def _work(command: Callable[[Any], None], options: Any) -> None:
     except SystemExit as leaving:
         place = traceback.extract_tb(leaving.__traceback__)[-1]
         raise InputError(
-            f"the command was ended by sys.exit({_brief(leaving.code)}) in {place.name}, "
+            f"the command was ended by sys.exit({shown(leaving.code)}) in {place.name}, "
             f"{place.filename}:{place.lineno}: code that a run calls returns, or raises an error "
             "that says what is wrong"
         ) from leaving
@@ -115,11 +115,6 @@ def _work(command: Callable[[Any], None], options: Any) -> None:
 def _warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> str:
     name = "" if category is UserWarning else f"{category.__name__}: "
     return f"warning: {name}{message}\n"
-
-
-def _brief(code: Any) -> str:
-    text = "" if code is None else repr(code)
-    return text if len(text) <= 80 else text[:80] + "..."
 
 
 if __name__ == "__main__":

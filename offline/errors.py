@@ -33,7 +33,10 @@ def shown(value: object, most: int = 80) -> str:
     """A received value as a message repeats it: on one line, cut after `most` characters."""
     if isinstance(value, BaseException | PurePath):
         value = " ".join(str(value).split())
-    text = value if isinstance(value, str) else _SHORT.repr(value)
+    try:
+        text = value if isinstance(value, str) else _SHORT.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a very long number"
     cut = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
     return cut if len(cut) <= most else f"{cut[:most]}..."
 

@@ -15,12 +15,10 @@ from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from offline.errors import InputError
+from offline.errors import InputError, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-_LONGEST = 80  # characters of a received value that a message repeats
 
 
 def check_numbers(config: DataclassInstance) -> None:
@@ -135,12 +133,3 @@ def _bound(bound: float) -> str:
     if isinstance(bound, int) and bound >= 2**31 and bound & (bound - 1) == 0:
         return f"2^{bound.bit_length() - 1}"
     return f"{bound:.12g}"
-
-
-def shown(value: object) -> str:
-    """A received value as a message repeats it: not more than a line of it."""
-    try:
-        text = str(value)
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a very long number"
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from diffusion.errors import InputError, did_you_mean
+from diffusion.errors import InputError, did_you_mean, shown
 from genpol.commands.described import Option, options_of
-from offline.option_check import check_numbers, numeric_fields, shown
+from offline.option_check import check_numbers, numeric_fields
 
 HELP = ("-h", "--help")
 LONGEST = 500  # characters of an error

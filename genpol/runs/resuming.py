@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from genpol.runs.run import read_config
 from offline.documents import as_document
-from offline.errors import InputError
-from offline.option_check import check_numbers, shown
+from offline.errors import InputError, shown
+from offline.option_check import check_numbers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from offline.errors import InputError, SpecError
+from offline.errors import InputError, SpecError, shown
 from offline.spec import ActionSpec
 from offline.types import Obs
 from robots.serving.connection import Answers, Link, gather
 from robots.serving.observations import kind_of, numbers
-from robots.serving.wire import cut, one_line, pack
+from robots.serving.wire import one_line, pack
 
 
 class RemotePolicy:
@@ -268,7 +268,7 @@ class RemotePolicy:
             if not isinstance(actions, np.ndarray) or actions.ndim != 3 or len(actions) != n:
                 raise InputError(
                     f"{self._first.url} answered no (n, H, A) actions to a request for {n}; it "
-                    f"answered {cut(actions.shape if isinstance(actions, np.ndarray) else answer)}"
+                    f"answered {shown(getattr(actions, 'shape', answer))}"
                 )
         return [[answer | {"actions": act} for act in answer["actions"]] for answer in answers]
 
@@ -284,14 +284,14 @@ class RemotePolicy:
         url, size = self._first.url, self.spec.dim
         actions = answer.get("actions", answer.get("action"))
         if actions is None:
-            raise InputError(f'{url} answered without "actions"; it has {cut(sorted(answer))}')
+            raise InputError(f'{url} answered without "actions"; it has {shown(sorted(answer))}')
         found = numbers(actions)
         if found is None:
             raise InputError(f"{url} answered actions that are no numbers: {kind_of(actions)}")
         found = found[None] if found.ndim == 1 else found
         if found.ndim != 2 or found.shape[1] != size or not len(found):
             raise SpecError(
-                f"{url} answered actions of shape {cut(found.shape)}, expected (H, A={size}): is "
+                f"{url} answered actions of shape {shown(found.shape)}, expected (H, A={size}): is "
                 "it a policy for another robot?"
             )
         with np.errstate(over="ignore"):  # becomes infinite

@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from offline.errors import InputError
-from robots.serving.wire import MAX_MESSAGE_BYTES, WireError, cut, one_line, unpack_map
+from offline.errors import InputError, shown
+from robots.serving.wire import MAX_MESSAGE_BYTES, WireError, one_line, unpack_map
 
 try:
     from websockets.exceptions import (
@@ -58,7 +58,7 @@ class Link:
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float) -> None:
         if urlsplit(url).scheme not in ("ws", "wss") or not urlsplit(url).netloc:
-            raise InputError(f'"{cut(url)}" is no policy server: expected ws://host:port')
+            raise InputError(f'"{shown(url)}" is no policy server: expected ws://host:port')
         if not 0 < timeout <= _LONGEST_WAIT:
             raise InputError(f"expected a time-out above 0 and up to {_LONGEST_WAIT:.0f} s")
         self.url, self.metadata = url, dict[str, Any]()
@@ -109,7 +109,7 @@ class Link:
                 sent, told = getattr(error, "sent", None), getattr(error, "rcvd", None)
                 if told is not None and told.code == _TOO_BIG:
                     raise InputError(
-                        f"{self.url} refuses messages this big: {cut(told.reason)}"
+                        f"{self.url} refuses messages this big: {shown(told.reason)}"
                     ) from error
                 if sent is not None and sent.code == _TOO_BIG:
                     raise InputError(
@@ -274,7 +274,7 @@ def _is_number(text: str) -> bool:
 
 def _last_line(text: str) -> str:
     """Of a traceback, its last line: the error itself."""
-    return cut(text.rstrip().rpartition("\n")[2].strip(), 400) or "(empty)"
+    return shown(text.rstrip().rpartition("\n")[2].strip(), 400) or "(empty)"
 
 
 def gather(futures: list[list[Future[dict[str, Any]]]], deadline: float | None) -> list[Answers]:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offline.errors import InputError, SpecError, did_you_mean
+from offline.errors import InputError, SpecError, did_you_mean, shown
 from offline.types import Obs
-from robots.serving.wire import cut
 
 _MAX_DEPTH = 8  # of maps in maps
 _MAX_PROMPT = 4000  # characters
@@ -61,7 +60,7 @@ class Observations:
             elif key == "language" and self._embed is not None:
                 obs[key] = self._language(flat.get("prompt", self._prompt))
             else:
-                received = [cut(name) for name in sorted(flat)[:_NAMED]]
+                received = [shown(name) for name in sorted(flat)[:_NAMED]]
                 raise InputError(
                     f'the observation has no "{key}" of shape {shape}.'
                     f"{did_you_mean(key, received)} Send it, or name the key that holds it with "
@@ -83,7 +82,8 @@ class Observations:
         text = str(prompt)
         if len(text) > _MAX_PROMPT:
             raise InputError(
-                f'"prompt" has {len(text)} characters, expected up to {_MAX_PROMPT}: "{cut(text)}"'
+                f'"prompt" has {len(text)} characters, expected up to {_MAX_PROMPT}: '
+                f'"{shown(text)}"'
             )
         if text not in self._embedded:
             if len(self._embedded) > 100:  # a client may send a new one each time
@@ -116,12 +116,12 @@ def row_of(key: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         InputError: no numbers, not finite, another shape or kind; names the key.
     """
     array = numbers(value)
-    name = cut(key)
+    name = shown(key)
     if array is None:
         raise InputError(f'"{name}" is {kind_of(value)}, expected numbers of shape {shape}')
     if array.shape != shape:
         hint = ": send one observation, without a batch axis" if array.shape[1:] == shape else ""
-        raise InputError(f'"{name}" has shape {cut(array.shape)}, expected {shape}{hint}')
+        raise InputError(f'"{name}" has shape {shown(array.shape)}, expected {shape}{hint}')
     if len(shape) == 3 and array.dtype != np.uint8:
         raise InputError(f'"{name}" has dtype {array.dtype}, expected an image of uint8, 0 to 255')
     if len(shape) < 3:

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from offline.errors import InputError
+from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 from robots.serving.observations import Observations, kind_of, numbers, row_of
 from robots.serving.rate_limit import RateLimit
-from robots.serving.wire import cut
 
 FEATURES = ("reset", "executed", "num_samples", "seed")
 """Announced in the metadata, as {"genpol": {"features": ...}}."""
@@ -169,7 +168,7 @@ def take_reset(request: dict[str, Any]) -> bool:
     if isinstance(reset, np.ndarray) and reset.size == 1:
         reset = reset.item()
     if not isinstance(reset, bool | np.bool_ | int | np.integer) or reset not in (0, 1):
-        raise InputError(f'"reset" is {cut(kind_of(reset))}, expected true or false')
+        raise InputError(f'"reset" is {shown(kind_of(reset))}, expected true or false')
     return bool(reset)
 
 
@@ -200,7 +199,7 @@ def _whole(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f'"{name}" is {cut(repr(value), 40)}, expected a whole number')
+        raise InputError(f'"{name}" is {shown(repr(value), 40)}, expected a whole number')
     if not 0 <= value < 2**63:
         raise InputError(f'"{name}" is {value}, expected a whole number from 0 to 2^63 - 1')
     return int(value)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import InputError
+from offline.errors import InputError, shown
 
 try:
     import msgpack
@@ -42,14 +42,7 @@ class WireError(InputError):
 def one_line(error: BaseException, longest: int = 600) -> str:
     """What an error says, in one line of bounded length."""
     text = " ".join(str(error)[: 4 * longest].split())
-    return cut(text, longest) or type(error).__name__
-
-
-def cut(value: object, longest: int = 80) -> str:
-    """A received value for a message: of bounded length, and nothing that steers a terminal."""
-    text = str(value)
-    text = text if len(text) <= longest else text[: longest - 3] + "..."
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown(text, longest - 3) or type(error).__name__
 
 
 def pack(message: Any) -> bytes:
@@ -127,7 +120,7 @@ def unpack_map(frame: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> dic
         raise WireError(f"expected a map of observations, received {type(message).__name__}")
     for key in message:
         if not isinstance(key, str):
-            raise WireError(f"expected text keys, received {cut(repr(key))}")
+            raise WireError(f"expected text keys, received {shown(repr(key))}")
     return message
 
 
@@ -152,10 +145,10 @@ def _unpack_array(entry: dict[Any, Any]) -> Any:
         if not isinstance(data, bytes) or not isinstance(shape, list | tuple):
             raise WireError("an array needs bytes and a shape")
         if len(shape) > 16 or not all(type(size) is int and size >= 0 for size in shape):
-            raise WireError(f"an array cannot have the shape {cut(shape)}")
+            raise WireError(f"an array cannot have the shape {shown(shape)}")
         if math.prod(shape) * dtype.itemsize != len(data):
             raise WireError(
-                f"an array of shape {cut(tuple(shape))} and dtype {dtype} takes "
+                f"an array of shape {shown(tuple(shape))} and dtype {dtype} takes "
                 f"{math.prod(shape) * dtype.itemsize:.6g} bytes, received {len(data)}"
             )
         array = np.frombuffer(data, dtype).reshape(shape)
@@ -181,5 +174,5 @@ def _dtype(entry: dict[Any, Any]) -> np.dtype:
     name = entry.get(b"dtype")
     # By pattern: numpy's own parser also takes records, objects and comma-separated lists.
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-        raise WireError(f"arrays of dtype {cut(repr(name), 40)} are refused")
+        raise WireError(f"arrays of dtype {shown(repr(name), 40)} are refused")
     return np.dtype(name)

@@ -71,7 +71,9 @@ def commands(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "COMMANDS", {"work": Command("fake_work", "Work", "Work.")})
 
 
-@pytest.mark.parametrize(("what", "said"), [("exit-0", "sys.exit(0)"), ("exit-text", "'xxxx")])
+@pytest.mark.parametrize(
+    ("what", "said"), [("exit-0", "sys.exit(0)"), ("exit-text", "sys.exit(xxxx")]
+)
 def test_sys_exit_in_a_users_code_is_an_error_that_says_where(what, said, tmp_path, capsys):
     assert cli.main(["work", "--what", what]) == 2
     (error,) = capsys.readouterr().err.splitlines()

@@ -109,7 +109,7 @@ FAULTS = {
     "never": (lambda m: None, "did not answer within 1 s"),
     "text": (lambda m: "hello\nworld " * 10_000, "answered an error: world$"),
     "no text at all": (lambda m: "", "answered an error: .empty"),
-    "escape codes": (lambda m: "\x1b[2J\x07 gone", "answered an error: .\\[2J. gone"),
+    "escape codes": (lambda m: "\x1b[2J\x07 gone", r"answered an error: \\x1b\[2J\\x07 gone"),
     "wrong msgpack": (lambda m: b"\xc1\xc1", "no message: malformed msgpack"),
     "nothing": (lambda m: b"", "no message: malformed msgpack"),
     "a list": (lambda m: msgpack.packb([1, 2]), "expected a map of observations"),
