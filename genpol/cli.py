@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError, did_you_mean, shown
@@ -102,7 +103,10 @@ def _work(command: Callable[[Any], None], options: Any) -> None:
     try:
         command(options)
     except SystemExit as leaving:
-        place = traceback.extract_tb(leaving.__traceback__)[-1]
+        frames = traceback.extract_tb(leaving.__traceback__)
+        # wandb puts a function of its own in place of sys.exit.
+        theirs = [frame for frame in frames if "wandb" not in Path(frame.filename).parts]
+        place = (theirs or frames)[-1]
         raise InputError(
             f"the command was ended by sys.exit({shown(leaving.code)}) in {place.name}, "
             f"{place.filename}:{place.lineno}: code that a run calls returns, or raises an error "

@@ -71,9 +71,22 @@ def commands(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "COMMANDS", {"work": Command("fake_work", "Work", "Work.")})
 
 
+@pytest.fixture(params=["plain", "hooked"])
+def leave(request, monkeypatch, tmp_path):
+    """sys.exit as it is, and with wandb's hook in its place."""
+    if request.param == "hooked":
+        hook = tmp_path / "wandb" / "hook.py"
+        hook.parent.mkdir()
+        hook.write_text("def exit(code=None, plain=sys.exit):\n    plain(code)\n")
+        names = {"sys": sys}
+        exec(compile(hook.read_text(), str(hook), "exec"), names)
+        monkeypatch.setattr(sys, "exit", names["exit"])
+
+
 @pytest.mark.parametrize(
     ("what", "said"), [("exit-0", "sys.exit(0)"), ("exit-text", "sys.exit(xxxx")]
 )
+@pytest.mark.usefixtures("leave")
 def test_sys_exit_in_a_users_code_is_an_error_that_says_where(what, said, tmp_path, capsys):
     assert cli.main(["work", "--what", what]) == 2
     (error,) = capsys.readouterr().err.splitlines()
