@@ -49,9 +49,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message, at most about 300 characters of them."""
+    """Names for a message: at most 50, and about 300 characters."""
     names, first = list(names), list[str]()
-    while len(first) < len(names) and sum(map(len, first)) < _LISTED:
+    while len(first) < min(len(names), 50) and sum(map(len, first)) < _LISTED:
         first.append(shown(names[len(first)]))
     more = f" and {len(names) - len(first)} more" if len(first) < len(names) else ""
     return f"{', '.join(first)}{more}"

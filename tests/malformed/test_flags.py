@@ -29,6 +29,7 @@ BASE = {
     "train": ["--env", "metaworld/psh-v3"],
     "serve": ["--policy", "nowhere"],
     "bench finetune": ["--model", "nowhere/model"],
+    "bench beside": [],
     "bench expo": [],
     "bench world-model": [],
     "completion": ["bash"],
