@@ -21,9 +21,11 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from robots.serving.wire import pack, unpack
+from scripts.results_table import write_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "serve_turns.csv"
+PAGE = ROOT / "docs" / "ROBOTS.md"
 ASSETS = ROOT / "genpol" / "assets" / "steering"
 PAUSE = 0.05  # seconds between the robot's requests
 
@@ -53,6 +55,28 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    if options.output == RESULTS:
+        write_block("turns", report(), PAGE)
+
+
+def report() -> str:
+    """Markdown: the committed rows, alone and beside the greedy clients."""
+    with open(RESULTS, newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = {
+        "one sample": "one sample",
+        "steered": "steered, K = 32",
+        "steered, 25 ms": "steered, K up to 32, `--deadline-ms 25`",
+    }
+    lines = ["| policy | alone, p50 / p95 | beside eight, p50 / p95 |", "|---|---|---|"]
+    for name, title in titles.items():
+        alone, beside = (
+            next(r for r in rows if r["policy"] == name and (r["greedy"] != "0") == greedy)
+            for greedy in (False, True)
+        )
+        cells = (f"{float(r['p50_ms']):.0f} / {float(r['p95_ms']):.0f}" for r in (alone, beside))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def cell(more: list[str], greedy: int, samples: int, seconds: float) -> dict[str, Any]:

@@ -229,6 +229,13 @@ def test_the_speeds_are_those_of_the_committed_benches():
         assert abs(found["bench/agreement_two_step"] - 0.83) < 0.01
 
 
+def test_the_waits_of_robots_are_those_of_the_committed_rows():
+    from scripts import serve_turns
+
+    page = serve_turns.PAGE.read_text("utf-8")
+    assert f"<!-- turns -->\n\n{serve_turns.report()}\n\n<!-- /turns -->" in page
+
+
 # -- figures in sentences -------------------------------------------------------------------------
 
 
