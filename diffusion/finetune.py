@@ -28,7 +28,6 @@ from diffusion.errors import Diverged, InputError
 from diffusion.objective import Objective, Rollouts, step_weights
 from diffusion.pipelines import DTYPES, ImagePolicy
 from diffusion.prdp import PRDP
-from diffusion.process import reverse_process
 from diffusion.prompts.sources import PromptSource
 from diffusion.rewards.function import load_function
 from diffusion.two_pass import Backward, two_pass_backward
@@ -103,9 +102,7 @@ class Finetuner:
     ) -> None:
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
         self.gold = gold or {}
-        self.process = reverse_process(
-            policy.pipe.scheduler, config.num_inference_steps, config.eta
-        )
+        self.process = policy.process(config.num_inference_steps, eta=config.eta)
         self.weights = step_weights(self.process, config.step_weights)
         self.objective: Objective = objective or make_objective(config)
         self.params = policy.trainable()

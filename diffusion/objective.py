@@ -24,7 +24,8 @@ class Rollouts:
 
     log_prob_old, log_prob_ref: (M, T). reward: (M,). group: (M,) int64, the *id* of the prompt
     drawn (two draws of one string are two groups). step_weight: (T,) non-negative, sums to 1.
-    dimensions: D, to convert per-dimension units to nats.
+    dimensions: D, to convert per-dimension units to nats. advantage: (M,) where the objective's
+    `prepare` makes one of the rewards.
     """
 
     log_prob_old: Tensor
@@ -33,6 +34,7 @@ class Rollouts:
     group: Tensor
     step_weight: Tensor
     dimensions: int
+    advantage: Tensor | None = None
 
 
 class Objective(Protocol):

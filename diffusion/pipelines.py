@@ -1,7 +1,7 @@
 """A `diffusers` text-to-image pipeline seen as a denoising policy: encode, predict, decode, LoRA.
 
-Stable Diffusion 1.x/2.x and SDXL, loaded and encoded by their own pipeline classes. The network's
-output includes classifier-free guidance, so that rollout, training and reference agree on it.
+How a pipeline class is called is its family's business (`families/`). The network's output includes
+classifier-free guidance, so that rollout, training and reference agree on it.
 
 Shapes: N prompts, B images, (C, h, w) one latent.
 """
@@ -19,29 +19,31 @@ from torch import Tensor
 
 from diffusion.chain import Condition
 from diffusion.errors import InputError
+from diffusion.families import family_class
+from diffusion.families.family import Family
+from diffusion.flow import flow_process
+from diffusion.process import ReverseProcess, reverse_process
 
-TINY = Path(__file__).parent / "assets" / "tiny"
+ASSETS = Path(__file__).parent / "assets"
+TINY = ASSETS / "tiny"
+SHIPPED = {"tiny": TINY, "tiny-flow": ASSETS / "tiny-flow"}
 TRAINED, REFERENCE = "default", "reference"  # adapter names
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-LORA_TARGETS = {
-    "attention": ATTENTION,
-    "all": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
-}
+NEGATIVE = "_negative"  # ends the names of a negative prompt's conditioning
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
-    """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` from `tiny`, a folder or a hub id.
+    """A pipeline of a known family, from a shipped name, a folder or a hub id.
 
     `scheduler`: keep, ddim or ddpm (swapped in with the same noise schedule). Raises InputError for
     anything that cannot be loaded, naming the likely cause.
     """
     from diffusers import DiffusionPipeline
 
-    path = str(TINY) if model == "tiny" else model
-    if model != "tiny" and _looks_like_path(model) and not Path(model).is_dir():
+    path = str(SHIPPED.get(model, model))
+    if model not in SHIPPED and _looks_like_path(model) and not Path(model).is_dir():
         raise InputError(
-            f'model folder "{model}" does not exist; pass a folder, a hub id, or "tiny"'
+            f'model folder "{model}" does not exist; pass a folder, a hub id, "tiny" or "tiny-flow"'
         )
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise InputError(
@@ -49,8 +51,9 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
             "pass the folder that save_pretrained() wrote"
         )
     try:
-        # SD 1.x ships a safety checker we never call; SDXL's class does not know the argument.
-        extra = {} if _class_name(path) == "StableDiffusionXLPipeline" else {"safety_checker": None}
+        # SD 1.x ships a safety checker we never call; other classes do not know the argument.
+        plain = _class_name(path) in (None, "StableDiffusionPipeline")
+        extra = {"safety_checker": None} if plain else {}
         pipe = DiffusionPipeline.from_pretrained(
             path, torch_dtype=DTYPES[dtype], use_safetensors=True, **extra
         )
@@ -68,17 +71,34 @@ def prepare_pipeline(pipe, *, scheduler: str = "keep", name: str = "the pipeline
     """
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    if type(pipe).__name__ not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise InputError(
-            f'"{name}" is a {type(pipe).__name__}; '
-            "StableDiffusionPipeline and StableDiffusionXLPipeline are supported"
-        )
+    family = family_class(type(pipe).__name__, name)
+    if family.flow:
+        _require_flow_scheduler(pipe, scheduler, name)
+        return _frozen(pipe)
     kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
     if scheduler in kinds:
         pipe.scheduler = kinds[scheduler].from_config(pipe.scheduler.config)
     elif type(pipe.scheduler).__name__ not in ("DDIMScheduler", "DDPMScheduler"):
         # Its noise schedule is kept; only the sampler changes, to one whose steps have densities.
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return _frozen(pipe)
+
+
+def _require_flow_scheduler(pipe, scheduler: str, name: str) -> None:
+    kind = type(pipe.scheduler).__name__
+    if scheduler != "keep":
+        raise InputError(
+            f'--scheduler {scheduler} is for diffusion models, and "{name}" is a flow model: '
+            "choose how it is sampled with --sampler"
+        )
+    if kind != "FlowMatchEulerDiscreteScheduler":
+        raise InputError(
+            f'"{name}" is a flow model whose scheduler is {kind}; step densities are known for '
+            "FlowMatchEulerDiscreteScheduler"
+        )
+
+
+def _frozen(pipe):
     pipe.set_progress_bar_config(disable=True)
     for module in _modules(pipe):
         module.requires_grad_(False)
@@ -175,9 +195,10 @@ def require_finite(network: torch.nn.Module, source: str) -> None:
 class ImagePolicy:
     """The pipeline with trainable weights and a frozen reference.
 
-    `train`: "lora" adds an adapter (initially the identity); "full" trains the UNet and keeps a
+    `train`: "lora" adds an adapter (initially the identity); "full" trains the denoiser and keeps a
     frozen copy as reference. `start_lora` starts from a LoRA the user already has; the reference is
-    then that LoRA, in a second frozen adapter, not the bare model.
+    then that LoRA, in a second frozen adapter, not the bare model. `family` replaces the one that
+    the pipeline's class has.
     """
 
     def __init__(
@@ -194,17 +215,25 @@ class ImagePolicy:
         autocast: str | None = None,
         device: str = "cpu",
         seed: int = 0,
+        family: type[Family] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        max_sequence_length: int | None = None,
     ) -> None:
-        self.pipe, self.unet, self.train = pipe.to(device), pipe.unet, train
+        self.pipe, self.train = pipe.to(device), train
+        kind = family or family_class(type(pipe).__name__)
+        self.family = kind(
+            pipe, height=height, width=width, max_sequence_length=max_sequence_length
+        )
+        self.denoiser = self.family.denoiser
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.device, self.autocast_dtype = (
             torch.device(device),
             DTYPES[autocast] if autocast else None,
         )
-        self.is_xl = type(pipe).__name__ == "StableDiffusionXLPipeline"
         self._starting_lora = start_lora is not None
         self._frozen: torch.nn.Module | None = None
-        if self.unet.config.get("time_cond_proj_dim"):
+        if self.denoiser.config.get("time_cond_proj_dim"):
             raise InputError(
                 "guidance-distilled UNets (LCM) are not supported: they take no guidance"
             )
@@ -215,38 +244,40 @@ class ImagePolicy:
         else:
             raise InputError(f"train must be lora or full, got {train!r}")
         if gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
-        self.unet.eval()  # dropout off, in rollout and training alike
+            self.denoiser.enable_gradient_checkpointing()
+        self.denoiser.eval()  # dropout off, in rollout and training alike
 
     def _add_lora(self, rank: int, targets: str, start: str | None, seed: int) -> None:
         from peft import LoraConfig
 
-        if targets not in LORA_TARGETS:
-            raise InputError(f"LoRA targets {targets!r}: expected attention or all")
+        known = self.family.lora_targets
+        if targets not in known:
+            raise InputError(f"LoRA targets {targets!r}: expected {' or '.join(known)}")
         if start is not None:
             if _touches_text_encoder(start):
                 raise InputError(
-                    f'"{start}" also changes the text encoder, and only the UNet is trained, so '
-                    "part of it would be lost on saving; fuse it into the pipeline first"
+                    f'"{start}" also changes the text encoder, and only the '
+                    f"{self.family.denoiser_name} is trained, so part of it would be lost on "
+                    "saving; fuse it into the pipeline first"
                 )
             load_lora(self.pipe, start, adapter=TRAINED)
             load_lora(self.pipe, start, adapter=REFERENCE)
-            self.unet.set_adapter(TRAINED)
+            self.denoiser.set_adapter(TRAINED)
         else:
             config = LoraConfig(
                 r=rank,
                 lora_alpha=rank,  # scale 1, which is what loaders assume where none is recorded
                 init_lora_weights="gaussian",
-                target_modules=list(LORA_TARGETS[targets]),
+                target_modules=list(known[targets]),
             )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.unet.add_adapter(config, adapter_name=TRAINED)
-        for name, parameter in self.unet.named_parameters():
+                self.denoiser.add_adapter(config, adapter_name=TRAINED)
+        for name, parameter in self.denoiser.named_parameters():
             trained = "lora_" in name and f".{TRAINED}." in name
             parameter.requires_grad_(trained)
             if trained:
-                parameter.data = parameter.data.float()  # masters stay fp32 under a half UNet
+                parameter.data = parameter.data.float()  # masters stay fp32 under a half network
 
     def _add_full(self, start: str | None) -> None:
         import copy
@@ -255,37 +286,36 @@ class ImagePolicy:
             load_lora(self.pipe, start, adapter=TRAINED)
             self.pipe.fuse_lora()
             self.pipe.unload_lora_weights()
-        self.unet.float()
-        self._frozen = copy.deepcopy(self.unet).eval().requires_grad_(False)
-        self.unet.requires_grad_(True)
+        self.denoiser.float()
+        self._frozen = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.denoiser.requires_grad_(True)
 
     # -- weights --------------------------------------------------------------------------------
 
     def networks(self) -> list[torch.nn.Module]:
-        """Those that predict: the UNet, and the frozen reference where it is one of its own."""
-        return [self.unet] if self._frozen is None else [self.unet, self._frozen]
+        """Those that predict: the denoiser, and the frozen reference where it is one of its own."""
+        return [self.denoiser] if self._frozen is None else [self.denoiser, self._frozen]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name."""
-        return {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
+        return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
     def save_weights(self, folder: Path) -> Path:
-        """Write the LoRA (diffusers layout) or the whole UNet into `folder`; returns the folder."""
+        """Write the LoRA (diffusers layout) or the whole denoiser into `folder`; returns it."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.train == "lora":
             from peft.utils import get_peft_model_state_dict
 
-            layers = get_peft_model_state_dict(self.unet, adapter_name=TRAINED)
-            for name, module in self.unet.named_modules():
+            layers = get_peft_model_state_dict(self.denoiser, adapter_name=TRAINED)
+            for name, module in self.denoiser.named_modules():
                 # Loaders assume scale 1; a LoRA one starts from may have alpha other than rank.
                 scale = getattr(module, "scaling", {}).get(TRAINED, 1.0)
                 if scale != 1.0:
                     layers[f"{name}.lora_B.weight"] = layers[f"{name}.lora_B.weight"] * scale
-            type(self.pipe).save_lora_weights(
-                folder, unet_lora_layers=layers, safe_serialization=True
-            )
+            given = {f"{self.family.denoiser_name}_lora_layers": layers}
+            type(self.pipe).save_lora_weights(folder, **given, safe_serialization=True)
         else:
-            self.unet.save_pretrained(folder, safe_serialization=True)
+            self.denoiser.save_pretrained(folder, safe_serialization=True)
         return folder
 
     @contextmanager
@@ -293,97 +323,91 @@ class ImagePolicy:
         if self._frozen is not None:
             yield self._frozen
         elif self._starting_lora:
-            self.unet.set_adapter(REFERENCE)
+            self.denoiser.set_adapter(REFERENCE)
             try:
-                yield self.unet
+                yield self.denoiser
             finally:
-                self.unet.set_adapter(TRAINED)
-                for name, parameter in self.unet.named_parameters():
+                self.denoiser.set_adapter(TRAINED)
+                for name, parameter in self.denoiser.named_parameters():
                     parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
         else:
-            self.unet.disable_adapters()
+            self.denoiser.disable_adapters()
             try:
-                yield self.unet
+                yield self.denoiser
             finally:
-                self.unet.enable_adapters()
+                self.denoiser.enable_adapters()
 
     # -- conditioning, prediction, decoding -------------------------------------------------------
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        """(C, h, w)."""
+        return self.family.latent_shape
+
+    def process(
+        self,
+        num_inference_steps: int,
+        *,
+        eta: float = 1.0,
+        sampler: str = "flow-sde",
+        noise_level: float = 0.7,
+        window: tuple[int, int] | None = None,
+    ) -> ReverseProcess:
+        """The reverse process of the pipeline's scheduler: `eta` is for DDIM, what follows it for
+        flow models; see `reverse_process` and `flow_process`."""
+        scheduler = self.pipe.scheduler
+        if not self.family.flow:
+            return reverse_process(scheduler, num_inference_steps, eta)
+        schedule = self.family.schedule(num_inference_steps)
+        return flow_process(
+            scheduler, num_inference_steps, sampler, noise_level, window=window, schedule=schedule
+        )
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        """Conditioning of N prompts by the pipeline's own encoders, each value (N, ...)."""
-        guided = self.guidance_scale > 1
-        negative = [self.negative_prompt] * len(prompts)
-        if not self.is_xl:
-            embeds, uncond = self.pipe.encode_prompt(prompts, self.device, 1, guided, negative)
-            cond = {"text": embeds}
-            return cond | ({"text_negative": uncond} if guided else {})
-        embeds, uncond, pooled, pooled_uncond = self.pipe.encode_prompt(
-            prompts,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            # None (not "") lets force_zeros_for_empty_prompt act as in the pipeline's own call
-            negative_prompt=negative if self.negative_prompt else None,
-        )
-        _, height, width = self.latent_shape
-        size = (height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor)
-        ids = self.pipe._get_add_time_ids(
-            size,
-            (0, 0),
-            size,
-            dtype=embeds.dtype,
-            text_encoder_projection_dim=self.pipe.text_encoder_2.config.projection_dim,
-        )
-        ids = ids.to(self.device).expand(len(prompts), -1)
-        cond = {"text": embeds, "pooled": pooled, "time_ids": ids}
-        return cond | (
-            {"text_negative": uncond, "pooled_negative": pooled_uncond} if guided else {}
-        )
+        """Conditioning of N prompts by the pipeline's own encoders, each value (N, ...).
+
+        With guidance, the negative prompt's is there under the same names and "_negative".
+        """
+        cond = self.family.encode(prompts, self.device)
+        if self.family.guided(self.guidance_scale):
+            negative = [self.negative_prompt] * len(prompts)
+            other = self.family.encode_negative(negative, self.device)
+            cond = cond | {f"{name}{NEGATIVE}": value for name, value in other.items()}
+        return cond
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Guided network output (B, C, h, w) float32 under the current weights."""
-        return self._run(self.unet, x_t, t, cond)
+        return self._run(self.denoiser, x_t, t, cond)
 
     def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The same under the reference weights; no gradient."""
-        with torch.no_grad(), self._reference_weights() as unet:
-            return self._run(unet, x_t, t, cond)
+        with torch.no_grad(), self._reference_weights() as network:
+            return self._run(network, x_t, t, cond)
 
-    def _run(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        guided = self.guidance_scale > 1
-        text, extra = cond["text"], {}
-        if self.is_xl:
-            extra = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
-        if guided:
-            x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
-            text = torch.cat([cond["text_negative"], text])
-            if self.is_xl:
-                pooled = torch.cat([cond["pooled_negative"], cond["pooled"]])
-                extra = {"text_embeds": pooled, "time_ids": cond["time_ids"].repeat(2, 1)}
+    def _run(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        family, scale = self.family, self.guidance_scale
+        plain = {name: value for name, value in cond.items() if not name.endswith(NEGATIVE)}
+        if not family.guided(scale):
+            return self._call(network, x_t, t, plain)
+        negative = {name: cond[f"{name}{NEGATIVE}"] for name in plain}
+        if all(value.shape == negative[name].shape for name, value in plain.items()):
+            both = {name: torch.cat([negative[name], value]) for name, value in plain.items()}
+            out = self._call(network, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            unconditional, conditional = out.chunk(2)
+        else:  # prompts of another length
+            unconditional = self._call(network, x_t, t, negative)
+            conditional = self._call(network, x_t, t, plain)
+        return family.guide(conditional, unconditional, scale)
+
+    def _call(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         autocast = (
             torch.autocast(self.device.type, self.autocast_dtype)
             if self.autocast_dtype
             else nullcontext()
         )
         with autocast:
-            out = unet(
-                x_t.to(unet.dtype),
-                t,
-                encoder_hidden_states=text,
-                added_cond_kwargs=extra or None,
-                return_dict=False,
-            )[0].float()
-        if not guided:
-            return out
-        uncond, conditional = out.chunk(2)
-        return uncond + self.guidance_scale * (conditional - uncond)
+            return self.family.call(network, x_t, t, cond, self.guidance_scale).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
@@ -392,14 +416,9 @@ class ImagePolicy:
         upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
         if upcast:  # SDXL's VAE overflows in fp16
             vae.to(torch.float32)
-        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
         for chunk in latents.split(batch):
-            z = chunk.to(vae.dtype) / vae.config.scaling_factor
-            if mean is not None and std is not None:
-                like = {"device": z.device, "dtype": z.dtype}
-                z = z * torch.tensor(std, **like).view(1, -1, 1, 1)
-                z = z + torch.tensor(mean, **like).view(1, -1, 1, 1)
-            images.append((vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).cpu())
+            image = self.family.decode(chunk.to(vae.dtype)).float()
+            images.append((image / 2 + 0.5).clamp(0, 1).cpu())
         if upcast:
             vae.to(torch.float16)
         return torch.cat(images)

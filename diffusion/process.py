@@ -6,7 +6,8 @@ DDIM (any eta) and DDPM both draw x_{t-1} ~ N(mean_t, std_t^2 I) with
     mean_t = c_x0 x0_hat + c_eps eps_hat + c_xt x_t
 
 so a table of four numbers per step is all that sampling and scoring need. The table is read off the
-scheduler itself (its timesteps, its cumulative alphas, its variance rule), in float64.
+scheduler itself (its timesteps, its cumulative alphas, its variance rule), in float64. Samplers of
+flow models have the same form (`flow.py`): there a = 1 - t, s = t and the output is eps - x0.
 
 Shapes: T denoising steps, B batch. Sources: DDPM arXiv 2006.11239 eq. 7; DDIM arXiv 2010.02502
 eq. 12 and 16; v-prediction arXiv 2202.00512 appendix D.
@@ -55,6 +56,7 @@ class ReverseProcess:
             "epsilon": (-self.sqrt_noise / self.sqrt_alpha, torch.ones_like(self.std)),
             "v_prediction": (-self.sqrt_noise, self.sqrt_alpha),
             "sample": (torch.ones_like(self.std), -self.sqrt_alpha / self.sqrt_noise),
+            "flow": (-self.sqrt_noise, self.sqrt_alpha),
         }[self.prediction_type]
         return (self.c_x0 * d_x0 + self.c_eps * d_eps).abs() / self.std.clamp_min(1e-30)
 
@@ -69,6 +71,8 @@ class ReverseProcess:
             eps, x0 = output, (x - s * output) / a
         elif self.prediction_type == "v_prediction":
             eps, x0 = a * output + s * x, a * x - s * output
+        elif self.prediction_type == "flow":
+            eps, x0 = x + a * output, x - s * output
         else:
             x0, eps = output, (x - a * output) / s
         if self.clip_range is not None:

@@ -187,7 +187,7 @@ def gradient_error(tuner: Finetuner) -> float:
             "measure; choose another --reward"
         )
     error = float((ours - usual).norm() / usual.norm())
-    exact = config.autocast is None and tuner.policy.unet.dtype == torch.float32
+    exact = config.autocast is None and tuner.policy.denoiser.dtype == torch.float32
     if exact and tuner.policy.device.type == "cpu" and not error <= TOLERANCE:
         raise RuntimeError(f"the two loops' gradients differ by {error:.1e}, relative")
     return error

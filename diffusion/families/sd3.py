@@ -1,0 +1,62 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import Condition
+from diffusion.families.family import ATTENTION, Family, image_shift
+
+
+class SD3(Family):
+    """`StableDiffusion3Pipeline`: two CLIP encoders and T5, whose part is zeros where it is absent.
+
+    Without T5 the zeros still take `max_sequence_length` tokens (256 by default): models that were
+    trained with them need them.
+    """
+
+    lora_targets = {
+        "attention": (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        "all": (
+            *ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+        ),
+    }  # fmt: skip
+
+    def schedule(self, num_inference_steps: int) -> dict[str, Any]:
+        if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
+            return {}
+        patch = self.pipe.transformer.config.patch_size
+        _, height, width = self.latent_shape
+        return {"mu": image_shift(self.pipe.scheduler, (height // patch) * (width // patch))}
+
+    def encode(self, prompts: list[str], device: torch.device) -> Condition:
+        length = self.max_sequence_length
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            None,
+            None,
+            device=device,
+            do_classifier_free_guidance=False,
+            **({} if length is None else {"max_sequence_length": length}),
+        )
+        return {"text": embeds, "pooled": pooled}
+
+    def call(
+        self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
+    ) -> Tensor:
+        return net(
+            hidden_states=x_t.to(net.dtype),
+            timestep=t,
+            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"],
+            return_dict=False,
+        )[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        z = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return self.pipe.vae.decode(z, return_dict=False)[0]

@@ -1,0 +1,1 @@
+"""Objectives of reward fine-tuning: one small file each, through one trainer."""
