@@ -45,6 +45,26 @@ TINY: dict[str, Any] = {
     "rollout_batch": 256,
     "micro_batch": 128,
 }
+# Where an objective's constants differ from PRDP's: those of any model, and those of tiny.
+OBJECTIVE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "prdp": ({}, {}),
+    "ddpo": ({}, {}),
+    "grpo": ({"kl_weight": 0.0}, {}),
+    "rtb": ({}, {}),
+    "prdp-forward": ({"beta": 1.0, "clip": 0.1, "draws": 4}, {"beta": 0.3}),
+    "nft": ({"draws": 4}, {}),
+    "awm": ({"clip": 0.01, "kl_weight": 1.0, "draws": 4}, {}),
+    "dpo": ({"beta": 2000.0, "draws": 4}, {}),
+}
+
+
+def recommended(model: str | None, algorithm: str) -> dict[str, Any]:
+    """The recommended settings of a model under an objective."""
+    tiny = model in (None, "tiny", "tiny-flow")
+    common, small = OBJECTIVE.get(algorithm, ({}, {}))
+    flow = {"model": "tiny-flow", "max_sequence_length": 1} if model == "tiny-flow" else {}
+    rest = {"kl_weight": 0.0, "draws": 4}
+    return rest | (TINY if tiny else PUBLISHED) | common | (small if tiny else {}) | flow
 
 
 def recommended_texts() -> dict[str, str]:
@@ -69,7 +89,9 @@ class FinetuneConfig:
     """Settings of the fine-tuning loop. `None` takes the model's recommended value."""
 
     algorithm: str = "prdp"
-    """Objective to train with: "prdp", or module:name of a function that makes one of yours."""
+    """Objective to train with: prdp, ddpo, grpo or rtb (they need steps with a density),
+    prdp-forward, nft, awm or dpo (they need finished images), or module:name of a function that
+    makes one of yours."""
     epochs: Count | None = None
     """Rounds of drawing images and updating, above 0."""
     seed: Seed = 0
@@ -92,6 +114,18 @@ class FinetuneConfig:
     unit: Literal["per_dim", "nats"] = "per_dim"
     """Unit of --beta and --clip: means over steps and dimensions as published (per_dim), or nats of
     the joint density."""
+    kl_weight: NotNegative | None = None
+    """Weight of the KL from the reference in grpo, and of the distance to the average of the
+    weights in awm, at least 0."""
+    normalise_ratio: bool = False
+    """Give the log-ratios of every step the same mean and spread, in grpo."""
+    draws: Count | None = None
+    """Noise draws for each image in objectives on finished images, above 0."""
+    loss_weight: Literal["simple", "elbo"] = "simple"
+    """Weight of times in prdp-forward and awm: that of the training loss, or that of the evidence
+    lower bound, with which --unit nats means nats."""
+    mix: Annotated[float, Gt(0), Le(1)] = 0.1
+    """Share of the new weights' output in the two outputs that nft compares, above 0, at most 1."""
     aggregate: Literal["mean", "sum"] = "mean"
     """How step log-ratios become one number: their mean, as in the supplement, or their sum, as in
     the main text."""
@@ -104,6 +138,20 @@ class FinetuneConfig:
     """Classifier-free guidance in drawing, training and reference alike, at least 0. 1 is none."""
     negative_prompt: str = ""
     """Negative prompt for guidance. Default: none."""
+    sampler: Literal["ode", "flow-sde", "dance-sde", "cps"] = "cps"
+    """Sampler of flow models in drawing for training. Evaluations use the ODE."""
+    noise_level: NotNegative = 0.7
+    """Noise level of the flow samplers, at least 0, and at most 1 for cps."""
+    sde_window: Count | None = None
+    """Steps that draw noise and are trained on, at a place that each epoch draws; the others follow
+    the ODE. Default: all steps."""
+    height: Count | None = None
+    """Height of the images in pixels. Default: the pipeline's."""
+    width: Count | None = None
+    """Width of the images in pixels. Default: the pipeline's."""
+    max_sequence_length: Count | None = None
+    """Tokens that prompts are padded or cut to, in pipelines that let one choose. Default: the
+    pipeline's."""
     eta: NotNegative = 1.0
     """Noise level of DDIM, above 0. At 0 its steps have no density to train on."""
     learning_rate: Positive | None = None

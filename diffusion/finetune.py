@@ -16,24 +16,28 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, DenoisingChain, sample_chain, score_steps
+from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
 from diffusion.errors import Diverged, InputError
-from diffusion.objective import Objective, Rollouts, step_weights
+from diffusion.forward import draw_times, forward_process
+from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
+from diffusion.objectives.make import make_objective
 from diffusion.pipelines import DTYPES, ImagePolicy
-from diffusion.prdp import PRDP
+from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
-from diffusion.rewards.function import load_function
+from diffusion.scores import ChainScores, ForwardScores, take
 from diffusion.two_pass import Backward, two_pass_backward
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
-ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream
+ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream; 3 is the self-check's
+DRAWS, WINDOW = 4, 5
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
 
@@ -48,31 +52,6 @@ def generators(seed: int, purpose: int, epoch: int, indices: range) -> list[torc
         words = np.random.SeedSequence([seed, purpose, epoch, i]).generate_state(1, np.uint64)
         out.append(torch.Generator().manual_seed(int(words[0]) >> 1))
     return out
-
-
-def take(cond: Condition, rows: Tensor) -> Condition:
-    """The conditioning of some rows."""
-    return {k: v[rows.to(v.device)] for k, v in cond.items()}
-
-
-def make_objective(config: FinetuneConfig) -> Objective:
-    """The objective that a configuration names; one of the user's own is made from it.
-
-    Raises InputError for a name that is neither known nor can be imported.
-    """
-    if ":" in config.algorithm:
-        return load_function(config.algorithm, what="Objective")(config)
-    if config.algorithm != "prdp":
-        raise InputError(
-            f'unknown objective "{config.algorithm}": expected "prdp", or module:name of a '
-            "function of the configuration that returns an objective"
-        )
-    return PRDP(
-        beta=config.beta,
-        clip=config.clip if config.clipping else None,
-        unit=config.unit,
-        aggregate=config.aggregate,
-    )
 
 
 @dataclass
@@ -102,19 +81,44 @@ class Finetuner:
     ) -> None:
         self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
         self.gold = gold or {}
-        self.process = policy.process(config.num_inference_steps, eta=config.eta)
-        self.weights = step_weights(self.process, config.step_weights)
         self.objective: Objective = objective or make_objective(config)
+        self.forward = hasattr(self.objective, "terms")
+        """Whether the objective is one on the forward process: it needs finished images only."""
+        self.process = self.process_of(0)
+        if self.forward:
+            draws = self.objective.draws  # type: ignore[attr-defined]
+            self.weights = torch.full((draws,), 1 / draws, dtype=torch.float64)
+        else:
+            self.weights = step_weights(self.process, config.step_weights)
         self.params = policy.trainable()
         self.optimiser = torch.optim.AdamW(
             list(self.params.values()), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if config.ema else {}
+        follows = getattr(self.objective, "anchor", False)
+        self.anchor = {n: p.detach().clone() for n, p in self.params.items()} if follows else {}
+        """The average of the weights that the objective asks for, by name."""
         self.backward: Backward = torch.Tensor.backward  # what a bench wants timed
         self.epoch = 0
         self.updates = 0
 
     # -- drawing ----------------------------------------------------------------------------------
+
+    def process_of(self, epoch: int) -> ReverseProcess:
+        """How the images of an epoch are drawn: with a window, which steps draw noise is drawn."""
+        cfg, window = self.config, None
+        if cfg.sde_window is not None and self.policy.family.flow:
+            # Not the last step: on nearly clean images the log-prob reacts too strongly.
+            last = max(cfg.num_inference_steps - 1 - cfg.sde_window, 0)
+            first = int(np.random.default_rng([cfg.seed, WINDOW, epoch]).integers(last + 1))
+            window = (first, first + cfg.sde_window)
+        return self.policy.process(
+            cfg.num_inference_steps,
+            eta=cfg.eta,
+            sampler=cfg.sampler,
+            noise_level=cfg.noise_level,
+            window=window,
+        )
 
     def draw(
         self,
@@ -124,13 +128,15 @@ class Finetuner:
         epoch: int,
         *,
         reference: bool,
+        process: ReverseProcess | None = None,
         tick: Callable[[], bool] | None = None,
     ) -> tuple[DenoisingChain, Condition]:
         """Chains of every prompt `copies` times (prompt-major), and the prompts' conditioning.
 
-        `tick` is called between batches; when it returns True, Stopped is raised.
+        `process` replaces the epoch's. `tick` is called between batches; when it returns True,
+        Stopped is raised.
         """
-        cfg, total = self.config, len(prompts) * copies
+        cfg, total, process = self.config, len(prompts) * copies, process or self.process
         cond = self.policy.encode(prompts)
         parts = []
         for first in range(0, total, cfg.rollout_batch):
@@ -138,7 +144,7 @@ class Finetuner:
             parts.append(
                 sample_chain(
                     self.policy.predict,
-                    self.process,
+                    process,
                     take(cond, rows // copies),
                     self.policy.latent_shape,
                     generators(cfg.seed, purpose, epoch, range(first, first + len(rows))),
@@ -152,10 +158,14 @@ class Finetuner:
         return DenoisingChain.concatenate(parts), cond
 
     def evaluate(self, count: int) -> Evaluation:
-        """One image of each of `count` held-out prompts, fixed seeds, scored by every reward."""
-        prompts = self.prompts.held_out(count, self.config.seed)
+        """One image of each of `count` held-out prompts, fixed seeds, scored by every reward.
+
+        Flow models are evaluated as they are used: by the ODE.
+        """
+        prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
+        process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
         with self.averaged_weights():
-            chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False)
+            chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
         images = self.policy.decode(chain.sample.float())
         rewards = {"reward": self.reward(images, prompts)}
         rewards |= {name: fn(images, prompts) for name, fn in self.gold.items()}
@@ -172,50 +182,50 @@ class Finetuner:
         cfg, start = self.config, time.perf_counter()
         copies = cfg.images_per_prompt
         prompts = self.prompts.train(self.epoch, cfg.prompts_per_epoch, cfg.seed)
-        chain, cond = self.draw(prompts, copies, ROLLOUT, self.epoch, reference=True, tick=tick)
+        self.process = self.process_of(self.epoch)
+        if not self.forward:
+            self.weights = step_weights(self.process, cfg.step_weights)
+        drawn_by = self.anchor if getattr(self.objective, "drawn_by_anchor", False) else {}
+        with SwapWeights(self.params, drawn_by):
+            chain, cond = self.draw(
+                prompts, copies, ROLLOUT, self.epoch, reference=not self.forward, tick=tick
+            )
         images = self.policy.decode(chain.sample.float())
         group = torch.arange(len(prompts)).repeat_interleave(copies)
-        reward = self.reward(images, [prompts[g] for g in group.tolist()])
-        assert chain.log_prob_ref is not None and chain.kl is not None
-        rollouts = Rollouts(
-            log_prob_old=chain.log_prob.cpu(),
-            log_prob_ref=chain.log_prob_ref.cpu(),
-            reward=reward,
-            group=group,
-            step_weight=self.weights,
-            dimensions=chain.dimensions,
-        )
+        each = [prompts[g] for g in group.tolist()]
+        reward = self.reward(images, each)
         drawn = time.perf_counter() - start
-
-        def score(rows: Tensor, steps: Tensor) -> Tensor:
-            picked = take(cond, group[rows])
-            return score_steps(self.policy.predict, self.process, chain, picked, rows, steps).cpu()
-
-        metrics = {"check/ratio_error": self.ratio_error(score, rollouts)}
+        scores, rollouts = self.scored(chain, cond, reward, group)
+        prepare = getattr(self.objective, "prepare", None)
+        if prepare is not None:
+            rollouts = prepare(rollouts, each)
+        metrics = {}
+        if not self.forward:
+            metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
         norms = []
         for k in range(cfg.inner_steps):
             self.optimiser.zero_grad(set_to_none=True)
-            # Before the first step the current weights are the ones that drew the chains.
-            known = rollouts.log_prob_old if k == 0 else None
             inner = two_pass_backward(
-                score,
+                scores.score,
                 self.objective,
                 rollouts,
                 cfg.micro_batch,
-                current=known,
+                # Before the first step the current weights are the ones that drew the images.
+                current=scores.at_rollout(rollouts) if k == 0 else None,
                 backward=self.backward,
             )
             norms.append(self.optimiser_step())
         with torch.no_grad():  # weights may be finite and what the network says may not
-            self.require_finite("what the network says", self.ratio_error(score, rollouts, 4))
+            said = self.probe(scores, rollouts, 4)[0]
+            self.require_finite("what the network says", float(said.abs().max()))
         seconds = time.perf_counter() - start
         self.epoch += 1
-        stochastic = self.process.stochastic
-        kl = chain.kl.cpu()[:, stochastic].double()
         metrics |= inner | reward_statistics(reward)
+        if chain.kl is not None:
+            kl = chain.kl.cpu()[:, self.process.stochastic].double()
+            metrics["kl/per_dim"] = float(kl.mean())
+            metrics["kl/nats"] = float(kl.sum(1).mean() * chain.dimensions)
         metrics |= {
-            "kl/per_dim": float(kl.mean()),
-            "kl/nats": float(kl.sum(1).mean() * chain.dimensions),
             "train/gradient_norm": float(np.mean(norms)),
             "train/images": float(self.epoch * len(group)),
             "time/epoch_seconds": seconds,
@@ -224,6 +234,57 @@ class Finetuner:
             "memory/peak_mb": peak_memory_mb(self.policy.device),
         }
         return metrics
+
+    def scored(
+        self, chain: DenoisingChain, cond: Condition, reward: Tensor, group: Tensor
+    ) -> tuple[ChainScores | ForwardScores, Rollouts]:
+        """How an epoch's images are scored again, and what the objective sees of them."""
+        policy = self.policy
+        if self.forward:
+            return self._forward_scored(chain.sample, cond, reward, group)
+        assert chain.log_prob_ref is not None
+        channels = getattr(self.objective, "channels", ("log_prob",))
+        scores = ChainScores(
+            policy.predict, policy.predict_reference, self.process, chain, cond, group, channels
+        )
+        return scores, Rollouts(
+            log_prob_old=chain.log_prob.cpu(),
+            log_prob_ref=chain.log_prob_ref.cpu(),
+            reward=reward,
+            group=group,
+            step_weight=self.weights,
+            dimensions=chain.dimensions,
+        )
+
+    def _forward_scored(
+        self, sample: Tensor, cond: Condition, reward: Tensor, group: Tensor
+    ) -> tuple[ForwardScores, Rollouts]:
+        policy, cfg, objective = self.policy, self.config, cast(ForwardObjective, self.objective)
+        groups, draws = int(group.max()) + 1, objective.draws
+        streams = generators(cfg.seed, DRAWS, self.epoch, range(groups * draws))
+        process = forward_process(policy.pipe.scheduler)
+        shared = draw_times(
+            process,
+            policy.latent_shape,
+            [streams[i : i + draws] for i in range(0, len(streams), draws)],
+            policy.device,
+        )
+        anchor = self.predict_anchor if objective.anchor else None
+        scores = ForwardScores(
+            objective, process, policy.predict, sample, shared, cond, group, anchor
+        )
+        old = reference = torch.zeros(len(sample), draws)
+        if not objective.linear:
+            table = scores.table(policy.predict, cfg.micro_batch)
+            other = scores.table(policy.predict_reference, cfg.micro_batch)
+            old, reference = (v if v.ndim == 2 else v[..., 0] for v in (table, other))
+            scores = replace(scores, rollout_table=table)
+        return scores, Rollouts(old, reference, reward, group, self.weights, sample[0].numel())
+
+    def predict_anchor(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The output under the average of the weights; no gradient."""
+        with torch.no_grad(), SwapWeights(self.params, self.anchor):
+            return self.policy.predict(x_t, t, cond)
 
     def optimiser_step(self) -> float:
         """Clip, step, average; returns the gradient norm before clipping."""
@@ -240,6 +301,10 @@ class Finetuner:
                 [p.detach() for p in self.params.values()],
                 1 - self.config.ema,
             )
+        if self.anchor:
+            decay = self.objective.decay(self.updates)  # type: ignore[attr-defined]
+            current = [p.detach() for p in self.params.values()]
+            torch._foreach_lerp_(list(self.anchor.values()), current, 1 - decay)
         return norm
 
     def require_finite(self, what: str, number: float) -> None:
@@ -253,23 +318,26 @@ class Finetuner:
             f"became {number}. Lower --learning-rate, or scale the reward down{other}"
         )
 
-    def ratio_error(
-        self,
-        score: Callable[[Tensor, Tensor], Tensor],
-        rollouts: Rollouts,
-        probes: int = RATIO_PROBES,
-    ) -> float:
+    def ratio_error(self, scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
         """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
 
         Before any update this is 0 up to arithmetic; anything near --clip means that the clip
         would act on rounding, not on learning.
         """
+        again, stored = self.probe(scores, rollouts, RATIO_PROBES)
+        return float((again - stored).abs().max())
+
+    def probe(
+        self, scores: ChainScores | ForwardScores, rollouts: Rollouts, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """`count` scores under the current weights, spread over images and steps; and the old."""
         used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
         rows, steps = used.nonzero(as_tuple=True)
         # A batch spread over chains and steps, with a graph as in training.
-        pick = torch.linspace(0, len(rows) - 1, min(probes, len(rows))).long()
-        again = score(rows[pick], steps[pick]).detach()
-        return float((again - rollouts.log_prob_old[rows[pick], steps[pick]]).abs().max())
+        pick = torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()
+        again = scores.score(rows[pick], steps[pick]).detach()
+        again = again if again.ndim == 1 else again[:, 0]
+        return again, rollouts.log_prob_old[rows[pick], steps[pick]]
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -277,10 +345,14 @@ class Finetuner:
         """Everything a resumed run needs: tensors, and JSON-able values."""
         tensors = {f"weights.{n}": p.detach() for n, p in self.params.items()}
         tensors |= {f"ema.{n}": t for n, t in self.average.items()}
+        tensors |= {f"anchor.{n}": t for n, t in self.anchor.items()}
         for name, parameter in self.params.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = value
-        return tensors, {"epoch": self.epoch, "updates": self.updates}
+        values = {"epoch": self.epoch, "updates": self.updates}
+        if hasattr(self.objective, "state_dict"):
+            values["objective"] = self.objective.state_dict()
+        return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Restore `state()`; raises InputError when it belongs to other weights."""
@@ -303,6 +375,8 @@ class Finetuner:
                 parameter.copy_(tensors[f"weights.{name}"])
                 if self.average:
                     self.average[name].copy_(tensors[f"ema.{name}"])
+                if self.anchor:
+                    self.anchor[name].copy_(tensors[f"anchor.{name}"])
                 state = {
                     key: tensors[f"optimiser.{key}.{name}"].clone()
                     for key in ("step", "exp_avg", "exp_avg_sq")
@@ -313,6 +387,8 @@ class Finetuner:
                         k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
                     }
                     self.optimiser.state[parameter] = moved
+        if hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(values["objective"])
         self.epoch, self.updates = values["epoch"], values["updates"]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import InputError
+from diffusion.forward import Denoised
 from diffusion.process import ReverseProcess
 
 
@@ -42,6 +43,24 @@ class Objective(Protocol):
 
     def __call__(self, log_prob: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss, differentiable in `log_prob` (M, T), and metrics."""
+        ...
+
+
+class ForwardObjective(Objective, Protocol):
+    """An objective on the forward process: the table is of its own `terms` at S draws of (t, eps).
+
+    draws: S, for each prompt. terms_per_draw: C. anchor: whether `terms` needs outputs under an
+    average of the weights. linear: whether the loss is linear in the table, so that its gradient
+    needs no table under the current weights beforehand.
+    """
+
+    draws: int
+    terms_per_draw: int
+    anchor: bool
+    linear: bool
+
+    def terms(self, denoised: Denoised) -> Tensor:
+        """(m,) or (m, C) numbers of m noised images, differentiable in the output."""
         ...
 
 

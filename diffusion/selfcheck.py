@@ -15,10 +15,11 @@ import torch
 
 from diffusion.chain import DenoisingChain, draw, score_steps
 from diffusion.errors import InputError
-from diffusion.finetune import Finetuner, generators, take
+from diffusion.finetune import Finetuner, generators
 from diffusion.objective import tie_fraction
 from diffusion.pipelines import DTYPES, ImagePolicy
 from diffusion.prdp import PRDP
+from diffusion.scores import take
 
 CHECK = 3  # purpose of the random stream
 PROBES = 6  # denoising steps probed
@@ -36,7 +37,8 @@ def self_check(tuner: Finetuner) -> CheckReport:
     """Probe a tuner before its first epoch; InputError where training would be meaningless."""
     report = CheckReport()
     prompt = tuner.prompts.train(0, 1, tuner.config.seed)[0]
-    _check_ratio(tuner, prompt, report)
+    if not tuner.forward:  # which scores no step
+        _check_ratio(tuner, prompt, report)
     _check_guidance(tuner.policy, prompt, report)
     _check_ties(tuner, prompt, report)
     return report
@@ -103,7 +105,7 @@ def policy_dimensions(policy: ImagePolicy) -> int:
 
 @torch.no_grad()
 def _check_guidance(policy: ImagePolicy, prompt: str, report: CheckReport) -> None:
-    if policy.guidance_scale <= 1:
+    if not policy.family.guided(policy.guidance_scale):
         return
     cond = policy.encode([prompt])
     x = draw(policy.latent_shape, generators(0, CHECK, 1, range(1)), cond["text"].float())
@@ -117,7 +119,7 @@ def _check_guidance(policy: ImagePolicy, prompt: str, report: CheckReport) -> No
         uncond = policy.predict(x, t, cond | negative)
     finally:
         policy.guidance_scale = scale
-    expected = uncond + scale * (plain - uncond)
+    expected = policy.family.guide(plain, uncond, scale)
     error = float((guided - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     report.metrics["check/guidance_error"] = error
     if not error < 0.05:

@@ -35,6 +35,7 @@ class AWM:
     weight: str = "simple"
     draws: int = 4
     decay_limit: float = 0.9
+    terms_per_draw = 2
     anchor = True
     linear = False
 

@@ -28,6 +28,7 @@ class DPO:
 
     beta: float = 2000.0
     draws: int = 1
+    terms_per_draw = 1
     anchor = False
     linear = False
 

@@ -36,7 +36,9 @@ class NFT:
     draws: int = 4
     decay_rate: float = 0.005
     decay_limit: float = 0.5
+    terms_per_draw = 2
     anchor = True
+    drawn_by_anchor = True
     linear = True  # in the table: its gradient needs no first pass
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ class PRDPForward:
     unit: str = "per_dim"
     weight: str = "simple"
     draws: int = 4
+    terms_per_draw = 1
     anchor = False
     linear = False
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_chain, score_steps
-from diffusion.finetune import ROLLOUT, Finetuner, generators, take
+from diffusion.finetune import ROLLOUT, Finetuner, generators
 from diffusion.objective import Rollouts
 from diffusion.pipelines import DTYPES
+from diffusion.scores import take
 
 
 def ddpo_epoch(tuner: Finetuner) -> None:

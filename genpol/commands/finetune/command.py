@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.config import PUBLISHED, TINY, check
+from diffusion.config import check, recommended
 from genpol.commands.finetune.options import RESUMABLE, Finetune
 from genpol.runs.machine import drawing, on_this_machine
 
@@ -57,7 +57,7 @@ def complete(config: Finetune) -> Finetune:
 
     check_numbers(config)
 
-    config = config.resolved(TINY if config.model in (None, "tiny") else PUBLISHED)
+    config = config.resolved(recommended(config.model, config.algorithm))
     for name in ("reward", "prompts"):
         if getattr(config, name) is None:
             raise InputError(f"--{name} is needed with --model {config.model}; see --help")
@@ -128,6 +128,9 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         autocast=config.autocast,
         device=device,
         seed=config.seed,
+        height=config.height,
+        width=config.width,
+        max_sequence_length=config.max_sequence_length,
     )
     return Finetuner(policy, reward, prompts, config, gold, given.objective), identity
 
@@ -201,9 +204,10 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                     try:
                         metrics = tuner.run_epoch(lambda: guard.stop)
                         bar.update()
-                        bar.set_postfix(
-                            reward=f"{metrics['reward/mean']:.3f}", kl=f"{metrics['kl/nats']:.2f}"
-                        )
+                        shown = {"reward": f"{metrics['reward/mean']:.3f}"}
+                        if "kl/nats" in metrics:
+                            shown["kl"] = f"{metrics['kl/nats']:.2f}"
+                        bar.set_postfix(shown)
                         session.after_epoch(metrics)
                     except Stopped:
                         break

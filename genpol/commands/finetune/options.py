@@ -21,9 +21,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "objective": (
         "algorithm", "inner_steps", "clip", "clipping", "unit", "aggregate", "step_weights",
+        "kl_weight", "normalise_ratio", "draws", "loss_weight", "mix",
     ),
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
+        "sampler", "noise_level", "sde_window", "height", "width", "max_sequence_length",
     ),
     "weights and optimiser": (
         "train", "lora_rank", "lora_targets", "weight_decay", "max_grad_norm", "ema",
@@ -47,7 +49,8 @@ class Finetune(FinetuneConfig):
     """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
 
     model: str | None = None
-    """Pipeline to train: "tiny" (shipped), a diffusers folder, or a hub id. Default: tiny."""
+    """Pipeline to train: "tiny" or "tiny-flow" (shipped), a diffusers folder, or a hub id. Default:
+    tiny."""
     reward: str | None = None
     """Reward: a name, module:function, http://HOST:PORT, or a sum such as "10*clip+2*hpsv2"."""
     gold_reward: str | None = None

@@ -1,0 +1,114 @@
+"""The numbers that an objective sees of an epoch's images, and how they are scored again.
+
+`ChainScores`    log-probs of the denoising steps that drew the images (trajectory objectives)
+`ForwardScores`  denoising losses of the finished images at shared draws of (t, eps)
+
+Both have `score(rows, columns)`, which is differentiable; `at_rollout` is the objective's table
+before the first update, which needs no pass. T is denoising steps, or draws.
+
+Shapes: M images, G prompts, S draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import Condition, DenoisingChain, Predictor, score_steps
+from diffusion.forward import Draws, ForwardProcess, denoise
+from diffusion.objective import ForwardObjective, Rollouts
+from diffusion.process import ReverseProcess
+
+
+def take(cond: Condition, rows: Tensor) -> Condition:
+    """The conditioning of some rows."""
+    return {k: v[rows.to(v.device)] for k, v in cond.items()}
+
+
+@dataclass(frozen=True)
+class ChainScores:
+    """Log-probs of stored chains; with `kl`, the KL of each step from the reference, too."""
+
+    predict: Predictor
+    reference: Predictor
+    process: ReverseProcess
+    chain: DenoisingChain
+    cond: Condition
+    group: Tensor
+    channels: Sequence[str] = ("log_prob",)
+
+    def score(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """(m,) log-probs on the CPU, or (m, 2) with the closed-form KL per dimension."""
+        cond = take(self.cond, self.group[rows])
+        if "kl" not in self.channels:
+            return score_steps(self.predict, self.process, self.chain, cond, rows, steps).cpu()
+        chain, process = self.chain, self.process
+        rows, steps = rows.to(chain.x.device), steps.to(chain.x.device)
+        x_t, x_prev = chain.x[steps, rows].float(), chain.x[steps + 1, rows].float()
+        t = process.timesteps.to(x_t.device)[steps]
+        mean = process.mean(self.predict(x_t, t, cond), x_t, steps)
+        with torch.no_grad():
+            other = process.mean(self.reference(x_t, t, cond), x_t, steps)
+        std = process.std_at(steps, mean).clamp_min(1e-12)
+        kl = ((mean - other) / std).square().flatten(1).mean(1) / 2
+        return torch.stack([process.log_prob(x_prev, mean, steps), kl], 1).cpu()
+
+    def at_rollout(self, rollouts: Rollouts) -> Tensor | None:
+        """The table under the weights that drew the chains: what was stored while drawing."""
+        if "kl" not in self.channels:
+            return rollouts.log_prob_old
+        assert self.chain.kl is not None
+        return torch.stack([rollouts.log_prob_old, self.chain.kl.cpu()], -1)
+
+
+@dataclass(frozen=True)
+class ForwardScores:
+    """An objective's terms of finished images at draws of (t, eps) that a prompt's images share."""
+
+    objective: ForwardObjective
+    process: ForwardProcess
+    predict: Predictor
+    sample: Tensor
+    draws: Draws
+    cond: Condition
+    group: Tensor
+    anchor: Predictor | None = None
+    rollout_table: Tensor | None = None
+
+    def score(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(m,) or (m, C) terms on the CPU."""
+        return self._terms(self.predict, rows, columns).cpu()
+
+    def at_rollout(self, rollouts: Rollouts) -> Tensor | None:
+        """The table under the weights that drew the images, where it was made then."""
+        return self.rollout_table
+
+    def table(self, predict: Predictor, micro_batch: int) -> Tensor:
+        """(M, S) or (M, S, C) terms of every image and draw under `predict`; no graph."""
+        images, draws = len(self.sample), self.draws.at.shape[1]
+        rows = torch.arange(images).repeat_interleave(draws)
+        columns = torch.arange(draws).repeat(images)
+        with torch.no_grad():
+            parts = [
+                self._terms(predict, rows[i : i + micro_batch], columns[i : i + micro_batch]).cpu()
+                for i in range(0, len(rows), micro_batch)
+            ]
+        values = torch.cat(parts)
+        return values.reshape(images, draws, *values.shape[1:])
+
+    def _terms(self, predict: Predictor, rows: Tensor, columns: Tensor) -> Tensor:
+        denoised = denoise(
+            predict,
+            self.process,
+            self.sample,
+            self.draws,
+            self.group,
+            rows,
+            columns,
+            take(self.cond, self.group[rows]),
+            self.anchor,
+        )
+        return self.objective.terms(denoised)
