@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "sdxl:SDXL",
+    "PixArtAlphaPipeline": "pixart:PixArt",
+    "PixArtSigmaPipeline": "pixart:PixArt",
     "StableDiffusion3Pipeline": "sd3:SD3",
+    "FluxPipeline": "flux:Flux",
+    "Flux2KleinPipeline": "flux2_klein:Flux2Klein",
+    "QwenImagePipeline": "qwen_image:QwenImage",
+    "ZImagePipeline": "z_image:ZImage",
+    "SanaPipeline": "sana:Sana",
 }
 
 

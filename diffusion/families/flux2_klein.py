@@ -1,0 +1,73 @@
+"""Flux.2 klein: a small Flux.2 with Qwen3 as text encoder; distilled, or with guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+
+from diffusion.chain import Condition
+from diffusion.families.flux import JOINT, TokenFamily
+
+
+class Flux2Klein(TokenFamily):
+    """`Flux2KleinPipeline`. Latents are those after patchifying: (4 C, h / 2, w / 2)."""
+
+    lora_targets = {
+        "attention": (*JOINT, "to_qkv_mlp_proj"),
+        "all": (
+            *JOINT, "to_qkv_mlp_proj",
+            "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
+        ),
+    }  # fmt: skip
+    recommended = {"num_inference_steps": 28, "guidance_scale": 4.0}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = 2 * self.pipe.vae_scale_factor
+        return self.pipe.transformer.config.in_channels, self.height // side, self.width // side
+
+    @property
+    def tokens(self) -> int:
+        _, height, width = self.latent_shape
+        return height * width
+
+    def schedule(self, num_inference_steps: int) -> dict[str, Any]:
+        return {
+            "sigmas": np.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist(),
+            "mu": compute_empirical_mu(self.tokens, num_inference_steps),
+        }
+
+    def guided(self, scale: float) -> bool:
+        return scale > 1 and not self.pipe.config.is_distilled
+
+    def encode(self, prompts: list[str], device: torch.device) -> Condition:
+        length = self.max_sequence_length
+        embeds, ids = self.pipe.encode_prompt(
+            prompts, device, **({} if length is None else {"max_sequence_length": length})
+        )
+        return {"text": embeds, "text_ids": ids}
+
+    def call(
+        self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
+    ) -> Tensor:
+        out = net(
+            hidden_states=self.pipe._pack_latents(x_t).to(net.dtype),
+            timestep=t.to(net.dtype) / 1000,
+            guidance=None,
+            encoder_hidden_states=cond["text"],
+            txt_ids=cond["text_ids"],
+            img_ids=self.pipe._prepare_latent_ids(x_t).to(x_t.device),
+            return_dict=False,
+        )[0]
+        return out.permute(0, 2, 1).reshape(x_t.shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents)
+        var = vae.bn.running_var.view(1, -1, 1, 1).to(latents)
+        z = latents * (var + vae.config.batch_norm_eps).sqrt() + mean
+        return vae.decode(self.pipe._unpatchify_latents(z), return_dict=False)[0]

@@ -1,0 +1,67 @@
+"""Z-Image: time runs the other way, the velocity has the other sign, prompts have their length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import Condition
+from diffusion.families.family import Family, image_shift
+
+ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+
+
+class ZImage(Family):
+    """`ZImagePipeline`. Prompts are padded for storing, and cut to their length for the call.
+
+    Guidance here is 1 + the pipeline's `guidance_scale`: pos + (s - 1) (pos - neg), so that 1 is
+    none, as everywhere else.
+    """
+
+    lora_targets = {
+        "attention": ATTENTION,
+        "all": (*ATTENTION, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    }
+    recommended = {"num_inference_steps": 28, "guidance_scale": 5.0}
+
+    @property
+    def default_size(self) -> int:
+        return 1024
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = 2 * self.pipe.vae_scale_factor
+        height, width = 2 * (self.height // side), 2 * (self.width // side)
+        return self.pipe.transformer.in_channels, height, width
+
+    def schedule(self, num_inference_steps: int) -> dict[str, Any]:
+        _, height, width = self.latent_shape
+        sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        tokens = (height // 2) * (width // 2)
+        return {"sigmas": sigmas, "mu": image_shift(self.pipe.scheduler, tokens)}
+
+    def encode(self, prompts: list[str], device: torch.device) -> Condition:
+        length = self.max_sequence_length or 512
+        embeds, _ = self.pipe.encode_prompt(
+            list(prompts), device, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        mask = torch.zeros(len(embeds), length, dtype=torch.bool, device=device)
+        padded = embeds[0].new_zeros(len(embeds), length, embeds[0].shape[-1])
+        for i, row in enumerate(embeds):
+            padded[i, : len(row)], mask[i, : len(row)] = row, True
+        return {"text": padded, "mask": mask}
+
+    def call(
+        self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
+    ) -> Tensor:
+        texts = [text[mask] for text, mask in zip(cond["text"], cond["mask"], strict=True)]
+        images = list(x_t.to(net.dtype)[:, :, None].unbind(0))
+        outputs = net(images, (1000 - t) / 1000, texts, return_dict=False)[0]
+        return -torch.stack([output.float() for output in outputs])[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        z = latents / config.scaling_factor + config.shift_factor
+        return self.pipe.vae.decode(z, return_dict=False)[0]
