@@ -1,4 +1,4 @@
-"""Samplers of flow-matching models: the ODE, and SDEs with the same marginals.
+"""Samplers of flow-matching models: the ODE, and stochastic ones with about the same marginals.
 
 x_t = (1 - t) x_0 + t eps, the network says v = eps - x_0, t runs from 1 to 0. One step goes from
 t to s < t, with dt = s - t. Written in x_0 and eps as the network sees them (x_0 = x_t - t v,
@@ -13,8 +13,9 @@ eps = x_t + (1 - t) v), all samplers are
     cps         s cos(eta pi / 2)              s sin(eta pi / 2)
 
 and each is the Euler ODE at eta = 0. flow-sde is singular at t = 1: there the next step's t stands
-for it, as in the published code. cps keeps the noise level of the schedule, so its images stay
-clean; its last step (s = 0) has no density.
+for it, as in the published code. The SDEs have the ODE's marginals in the limit of many steps. cps
+keeps the noise level of the schedule, so its images stay clean; its marginals are the ODE's where
+the network knows x_0, and only roughly else. Its last step (s = 0) has no density.
 
 A window is where noise is drawn: the steps outside are the ODE's, and have no density.
 

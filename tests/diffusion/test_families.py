@@ -1,0 +1,121 @@
+"""Every family draws its pipeline's own images, and its LoRA is one that diffusers loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_families import FAMILIES, tiny
+
+from diffusion.chain import sample_chain
+from diffusion.errors import InputError
+from diffusion.pipelines import ImagePolicy, load_lora, prepare_pipeline
+
+# What the pipeline's own call is told beside prompts, steps, guidance and generators.
+SIZES = {
+    "sd": {"height": 16, "width": 16},
+    "sdxl": {"height": 16, "width": 16},
+    "pixart": {},
+    "sd3": {"max_sequence_length": 8},
+    "flux": {"height": 32, "width": 32, "max_sequence_length": 16},
+    "flux2_klein": {"height": 32, "width": 32, "max_sequence_length": 24},
+    "qwen_image": {"height": 32, "width": 32},
+    "z_image": {"height": 32, "width": 32, "max_sequence_length": 24},
+    "sana": {"height": 32, "width": 32, "max_sequence_length": 24},
+}
+EXTRA = {
+    "sd": {"eta": 1.0},
+    "sdxl": {"eta": 1.0},
+    "pixart": {"eta": 1.0, "use_resolution_binning": False},
+    "sana": {"use_resolution_binning": False},
+}
+PROMPTS = ["a cat", "a dog!"]
+
+
+def policy_of(name: str, scale: float = 1.0, **options) -> ImagePolicy:
+    negative = "no" if name == "qwen_image" else ""
+    pipe = prepare_pipeline(tiny(name))
+    return ImagePolicy(
+        pipe, guidance_scale=scale, negative_prompt=negative, **SIZES[name], **options
+    )
+
+
+def streams() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(2)]
+
+
+def guidance(name: str, scale: float) -> dict:
+    """The pipeline's own words for a guidance scale."""
+    if name == "qwen_image":
+        return {"true_cfg_scale": scale, "negative_prompt": ["no", "no"] if scale > 1 else None}
+    return {"guidance_scale": scale - 1 if name == "z_image" else scale}
+
+
+def pipelines_own(name: str, pipe, scale: float) -> torch.Tensor:
+    return pipe(
+        prompt=list(PROMPTS),  # some pipelines write into the list
+        num_inference_steps=3,
+        generator=streams(),
+        output_type="pt",
+        **guidance(name, scale),
+        **SIZES[name],
+        **EXTRA.get(name, {}),
+    ).images
+
+
+def drawn(policy: ImagePolicy) -> torch.Tensor:
+    process = policy.process(3, sampler="ode")
+    cond = policy.encode(PROMPTS)
+    chain = sample_chain(policy.predict, process, cond, policy.latent_shape, streams())
+    return policy.decode(chain.sample)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_draws_what_its_pipeline_draws(name, scale):
+    train = "full" if name == "pixart" else "lora"
+    policy = policy_of(name, scale, train=train)
+    expected = pipelines_own(name, policy.pipe, scale)
+    torch.testing.assert_close(drawn(policy), expected, atol=1e-5, rtol=0)
+    assert float(expected.std()) > 0.05  # not blank
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart"])
+def test_a_trained_lora_gives_the_same_images_in_plain_diffusers(name, targets, tmp_path):
+    policy = policy_of(name, lora_rank=2, lora_targets=targets)
+    before = drawn(policy)
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+    after = drawn(policy)
+    assert float((after - before).abs().max()) > 1e-3
+    policy.save_weights(tmp_path)
+    plain = prepare_pipeline(tiny(name))
+    load_lora(plain, str(tmp_path))
+    torch.testing.assert_close(pipelines_own(name, plain, 1.0), after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart"])
+def test_the_reference_is_the_pipeline_without_its_lora(name):
+    policy = policy_of(name, lora_rank=2)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.3
+    cond = policy.encode(PROMPTS)
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = policy.process(3, sampler="ode").timesteps[1].expand(2)
+    other = ImagePolicy(prepare_pipeline(tiny(name)), guidance_scale=1.0, **SIZES[name])
+    torch.testing.assert_close(
+        policy.predict_reference(x, t, cond), other.predict(x, t, cond), atol=1e-5, rtol=0
+    )
+
+
+def test_an_unknown_pipeline_is_one_line_that_lists_the_families():
+    class StrangePipeline:
+        pass
+
+    with pytest.raises(InputError) as error:
+        prepare_pipeline(StrangePipeline())
+    assert "StrangePipeline" in str(error.value) and "FluxPipeline" in str(error.value)
+    assert "EXTENDING.md" in str(error.value)
