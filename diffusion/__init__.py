@@ -12,9 +12,9 @@ wait_passively()  # before torch is loaded
 # that importing this package takes no time. `python -m scripts.public_surface` writes the stub
 # beside this file and the list in docs/PYTHON.md.
 _DEFINED_IN = {
-    "load_pipeline": "diffusion.pipelines",
-    "prepare_pipeline": "diffusion.pipelines",
-    "load_lora": "diffusion.pipelines",
+    "load_pipeline": "diffusion.loading",
+    "prepare_pipeline": "diffusion.loading",
+    "load_lora": "diffusion.lora",
     "ImagePolicy": "diffusion.pipelines",
     "load_reward": "diffusion.rewards",
     "Reward": "diffusion.rewards.reward",

@@ -2,12 +2,12 @@ from diffusion.config import FinetuneConfig as FinetuneConfig
 from diffusion.errors import InputError as InputError
 from diffusion.errors import RewardError as RewardError
 from diffusion.finetune import Finetuner as Finetuner
+from diffusion.loading import load_pipeline as load_pipeline
+from diffusion.loading import prepare_pipeline as prepare_pipeline
+from diffusion.lora import load_lora as load_lora
 from diffusion.objective import Objective as Objective
 from diffusion.objective import Rollouts as Rollouts
 from diffusion.pipelines import ImagePolicy as ImagePolicy
-from diffusion.pipelines import load_lora as load_lora
-from diffusion.pipelines import load_pipeline as load_pipeline
-from diffusion.pipelines import prepare_pipeline as prepare_pipeline
 from diffusion.prdp import PRDP as PRDP
 from diffusion.prompts.sources import PromptSource as PromptSource
 from diffusion.prompts.sources import load_prompts as load_prompts

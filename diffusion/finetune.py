@@ -27,9 +27,10 @@ from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
 from diffusion.errors import Diverged, InputError
 from diffusion.forward import draw_times, forward_process
+from diffusion.loading import DTYPES
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
 from diffusion.objectives.make import make_objective
-from diffusion.pipelines import DTYPES, ImagePolicy
+from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
 from diffusion.scores import ChainScores, ForwardScores, take
@@ -311,7 +312,7 @@ class Finetuner:
         """Raise Diverged for a number of this step that is NaN or infinite."""
         if math.isfinite(number):
             return
-        half = torch.float16 in (self.policy.autocast_dtype, self.policy.unet.dtype)
+        half = torch.float16 in (self.policy.autocast_dtype, self.policy.denoiser.dtype)
         other = ", or use bf16 instead of fp16" if half else ""
         raise Diverged(
             f"fine-tuning diverged in epoch {self.epoch + 1}, at step {self.updates + 1}: {what} "

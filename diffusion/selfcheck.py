@@ -16,8 +16,9 @@ import torch
 from diffusion.chain import DenoisingChain, draw, score_steps
 from diffusion.errors import InputError
 from diffusion.finetune import Finetuner, generators
+from diffusion.loading import DTYPES
 from diffusion.objective import tie_fraction
-from diffusion.pipelines import DTYPES, ImagePolicy
+from diffusion.pipelines import ImagePolicy
 from diffusion.prdp import PRDP
 from diffusion.scores import take
 

@@ -58,7 +58,7 @@ def score_pipeline(count: int = 512) -> None:
     """The untouched pipeline on held-out captions, per guidance scale."""
     import torch
 
-    from diffusion.pipelines import load_pipeline
+    from diffusion.loading import load_pipeline
     from diffusion.prompts.sources import take
     from diffusion.world import checker, gold
     from genpol.commands.generate.command import draw_images

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusion.pipelines import TINY
+from diffusion.loading import TINY
 from diffusion.world import scenes
 from scripts.train_tiny_unet import MAX_TOKENS, WIDTH, more_scenes, noisy_caption
 
@@ -170,7 +170,7 @@ def main() -> None:
         warm = min(1.0, step / 200)
         shape = 0.5 * (1 + np.cos(np.pi * step / args.steps)) * 0.98 + 0.02
         for group in optimiser.param_groups:
-            group["lr"] = args.lr * warm * shape
+            group["lr"] = float(args.lr * warm * shape)
         picked = rng.integers(len(drawn), size=args.batch)
         captions = [noisy_caption(drawn[i], rng, args.bad_captions, args.garble) for i in picked]
         ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS).input_ids

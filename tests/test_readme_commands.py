@@ -100,7 +100,8 @@ def test_every_printed_command_is_one_that_genpol_knows(page, monkeypatch, capsy
 
 
 def test_commands_that_need_a_download_are_sound(monkeypatch):
-    from diffusion.config import PUBLISHED, check
+    from diffusion.config import check
+    from diffusion.recommended import PUBLISHED
     from diffusion.rewards import PLAIN, WITH_WEIGHTS
     from diffusion.rewards.expression import parse
 

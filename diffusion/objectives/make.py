@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError, did_you_mean
@@ -22,7 +23,8 @@ def _clip(c: FinetuneConfig) -> float | None:
     return c.clip if c.clipping else None
 
 
-OBJECTIVES: dict[str, Callable[[FinetuneConfig], Objective]] = {
+# A resolved configuration has no None where a number is needed.
+OBJECTIVES: dict[str, Callable[[Any], Any]] = {
     "prdp": lambda c: PRDP(c.beta, _clip(c), c.unit, c.aggregate),
     "ddpo": lambda c: DDPO(_clip(c)),
     "grpo": lambda c: GRPO(_clip(c), c.kl_weight, c.normalise_ratio),

@@ -126,7 +126,8 @@ def _epoch(settings: dict[str, Any]) -> Work:
     """An epoch of `genpol finetune` of the shipped pipeline, with fewer prompts."""
     from diffusion.config import FinetuneConfig
     from diffusion.finetune import Finetuner
-    from diffusion.pipelines import ImagePolicy, load_pipeline, unet_config
+    from diffusion.loading import denoiser_config, load_pipeline
+    from diffusion.pipelines import ImagePolicy
     from diffusion.prompts.sources import load_prompts
     from diffusion.rewards import load_reward
 
@@ -140,7 +141,7 @@ def _epoch(settings: dict[str, Any]) -> Work:
         seed=config.seed,
     )
     tuner = Finetuner(policy, load_reward("attributes"), load_prompts("world"), config)
-    return tuner.run_epoch, drawing(config, unet_config("tiny"), config.micro_batch)
+    return tuner.run_epoch, drawing(config, denoiser_config("tiny"), config.micro_batch)
 
 
 def _tupled(settings: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_chain, score_steps
 from diffusion.finetune import ROLLOUT, Finetuner, generators
+from diffusion.loading import DTYPES
 from diffusion.objective import Rollouts
-from diffusion.pipelines import DTYPES
 from diffusion.scores import take
 
 

@@ -32,18 +32,22 @@ def learning(options: Any, *rest: Any, **named: Any) -> list[Typical]:
     return found
 
 
-def drawing(options: Any, unet: Any, images: int) -> list[Typical]:
-    """Of commands that draw images: the first layers of a UNet.
+def drawing(options: Any, denoiser: Any, images: int) -> list[Typical]:
+    """Of commands that draw images: the first layers of a UNet, or a transformer's width.
 
     Args:
         options: with `guidance_scale`, which doubles the images; None if the model decides.
-        unet: its configuration, as diffusers writes it.
+        denoiser: its configuration, as diffusers writes it.
         images: drawn or learnt from at a time.
     """
     guided = options.guidance_scale is None or options.guidance_scale > 1
-    size = unet.get("sample_size") or 64
+    size = denoiser.get("sample_size") or 64
     size = min(size) if isinstance(size, list | tuple) else size
-    channels = (unet.get("block_out_channels") or (320,))[0]
+    heads, each = denoiser.get("num_attention_heads"), denoiser.get("attention_head_dim")
+    if "block_out_channels" not in denoiser and isinstance(heads, int) and isinstance(each, int):
+        channels, size = heads * each, max(1, size // (denoiser.get("patch_size") or 1))
+    else:
+        channels = (denoiser.get("block_out_channels") or (320,))[0]
     return [Convolution((1 + guided) * images, channels, size)]
 
 

@@ -8,7 +8,9 @@ from tiny_families import FAMILIES, tiny
 
 from diffusion.chain import sample_chain
 from diffusion.errors import InputError
-from diffusion.pipelines import ImagePolicy, load_lora, prepare_pipeline
+from diffusion.loading import prepare_pipeline
+from diffusion.lora import load_lora
+from diffusion.pipelines import ImagePolicy
 
 # What the pipeline's own call is told beside prompts, steps, guidance and generators.
 SIZES = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusion.config import TINY as SETTINGS
-from diffusion.pipelines import TINY
+from diffusion.loading import TINY
+from diffusion.recommended import TINY as SETTINGS
 
 CLASSES = {
     "text_encoder": "CLIPTextModel",

@@ -48,7 +48,7 @@ def resume(folder: Path, **options: Any) -> int:
 
 def small_config(**options: Any):
     """The same as a resolved `Finetune`, for tests that need the tuner itself."""
-    from diffusion.config import PUBLISHED
+    from diffusion.recommended import PUBLISHED
     from genpol.commands.finetune.options import Finetune
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in (SMALL | options).items()}

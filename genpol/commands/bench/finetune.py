@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion.config import check, recommended_texts
+from diffusion.config import check
+from diffusion.recommended import recommended_texts
 from genpol.runs.machine import on_this_machine
 from offline.ranges import Count, NotNegative, Seed, Threads
 

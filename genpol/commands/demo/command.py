@@ -70,7 +70,7 @@ def run(config: Demo) -> None:
 def images(config: Demo) -> list[Panel]:
     """Fine-tune the shipped pipeline."""
     from diffusion.config import check
-    from diffusion.pipelines import TINY
+    from diffusion.loading import TINY
     from genpol.commands.finetune.command import complete, train
     from genpol.commands.finetune.options import Finetune
     from genpol.finetuning.report import finetune_panels

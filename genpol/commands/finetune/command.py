@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.config import check, recommended
+from diffusion.config import check
+from diffusion.recommended import recommended
 from genpol.commands.finetune.options import RESUMABLE, Finetune
 from genpol.runs.machine import drawing, on_this_machine
 
@@ -24,7 +25,7 @@ class Given:
     """Objects that stand in for what options name; of those that are None, the options count."""
 
     pipeline: Any = None
-    """A diffusers pipeline, as `diffusion.pipelines.load_pipeline` returns one."""
+    """A diffusers pipeline, as `diffusion.loading.load_pipeline` returns one."""
     reward: RewardFn | None = None
     gold: Mapping[str, RewardFn] | None = None
     prompts: PromptSource | Sequence[str] | None = None
@@ -68,13 +69,9 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     """Load model, reward and prompts, or take what is given; returns the tuner and fingerprints
     for config.json."""
     from diffusion.finetune import Finetuner
-    from diffusion.pipelines import (
-        ImagePolicy,
-        fingerprint,
-        load_pipeline,
-        lora_fingerprint,
-        prepare_pipeline,
-    )
+    from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
+    from diffusion.lora import lora_fingerprint
+    from diffusion.pipelines import ImagePolicy
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import Reward, load_reward
     from genpol.runs.device import pick_device
@@ -136,12 +133,17 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
 
 
 def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typical]:
-    """Typical operations, from the configuration of the UNet, which is not loaded yet."""
-    from diffusion.pipelines import unet_config
+    """Typical operations, from the configuration of the denoiser, which is not loaded yet."""
+    from diffusion.families import family_class
+    from diffusion.loading import denoiser_config
 
     pipeline = None if given is None else given.pipeline
-    unet = pipeline.unet.config if pipeline is not None else unet_config(config.model)
-    return drawing(config, unet, config.micro_batch)
+    if pipeline is None:
+        found = denoiser_config(config.model)
+    else:
+        name = family_class(type(pipeline).__name__).denoiser_name
+        found = getattr(pipeline, name).config
+    return drawing(config, found, config.micro_batch)
 
 
 @on_this_machine(work)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.config import TINY, FinetuneConfig, recommended_texts
+from diffusion.config import FinetuneConfig
+from diffusion.recommended import TINY, recommended_texts
 from offline.ranges import Count, Decay, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.

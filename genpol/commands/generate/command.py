@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.config import PUBLISHED, TINY
+from diffusion.recommended import PUBLISHED, TINY
 from genpol.commands.generate.options import Generate
 from genpol.runs.machine import drawing, on_this_machine
 
@@ -19,9 +19,9 @@ COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates")
 
 def work(config: Generate) -> list[Typical]:
     """Typical operations, from the configuration of the UNet."""
-    from diffusion.pipelines import unet_config
+    from diffusion.loading import denoiser_config
 
-    return drawing(config, unet_config(config.model), config.batch)
+    return drawing(config, denoiser_config(config.model), config.batch)
 
 
 @on_this_machine(work)
@@ -40,7 +40,8 @@ def run(config: Generate) -> None:
     from tqdm import tqdm
 
     from diffusion.errors import InputError
-    from diffusion.pipelines import load_lora, load_pipeline
+    from diffusion.loading import load_pipeline
+    from diffusion.lora import load_lora
     from diffusion.rewards import load_reward
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
@@ -138,7 +139,7 @@ def read_prompts(config: Generate) -> list[str]:
 def load_unet(folder: str, like: Any) -> Any:
     """A UNet saved by --train full, in the dtype of the one it replaces."""
     from diffusion.errors import InputError
-    from diffusion.pipelines import require_finite
+    from diffusion.loading import require_finite
 
     try:
         unet = type(like).from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.config import recommended_texts
+from diffusion.recommended import recommended_texts
 from offline.ranges import Count, NotNegative, Seed, Share, Threads
 
 # The order of help: subject -> fields.

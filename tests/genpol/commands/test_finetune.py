@@ -104,7 +104,8 @@ def test_what_a_run_leaves_behind(name, runs):
 
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl"])
 def test_plain_diffusers_and_generate_draw_the_same_image(name, runs, models, tmp_path):
-    from diffusion.pipelines import load_lora, load_pipeline
+    from diffusion.loading import load_pipeline
+    from diffusion.lora import load_lora
     from genpol.commands.generate.command import draw_images
 
     lora, prompt = runs(name) / "lora", "a red fox"
@@ -131,7 +132,7 @@ def test_plain_diffusers_and_generate_draw_the_same_image(name, runs, models, tm
 def test_training_and_generating_draw_the_same_image(name, models, prompts):
     """Guidance with an empty negative prompt, which SDXL zeroes, is the same on both sides."""
     from diffusion.chain import sample_chain
-    from diffusion.pipelines import load_pipeline
+    from diffusion.loading import load_pipeline
     from genpol.commands.generate.command import draw_images
 
     tuner = tuner_of(models, prompts, model=models[name])
@@ -149,7 +150,8 @@ def test_training_and_generating_draw_the_same_image(name, models, prompts):
     ("name", "targets", "rank"), [("sd", "attention", 3), ("sd", "all", 5), ("sdxl", "all", 2)]
 )
 def test_a_reloaded_lora_is_the_trained_network(name, targets, rank, models, prompts, tmp_path):
-    from diffusion.pipelines import load_lora, load_pipeline
+    from diffusion.loading import load_pipeline
+    from diffusion.lora import load_lora
     from genpol.finetuning.export import save_weights
 
     tuner = tuner_of(models, prompts, model=models[name], lora_targets=targets, lora_rank=rank)
@@ -179,7 +181,8 @@ def test_a_lora_of_another_scale_keeps_it(models, prompts, tmp_path):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    from diffusion.pipelines import load_lora, load_pipeline
+    from diffusion.loading import load_pipeline
+    from diffusion.lora import load_lora
     from genpol.finetuning.export import save_weights
 
     unet = load_pipeline(str(models["sd"])).unet

@@ -14,7 +14,7 @@ from toy_reach import NAME, SPEC, ToyReach, demonstration, write_demonstrations
 from training_runs import TINY, assert_same_run, rows
 
 from diffusion.errors import InputError as ImageError
-from diffusion.pipelines import load_pipeline
+from diffusion.loading import load_pipeline
 from diffusion.prdp import PRDP
 from diffusion.prompts.sources import load_prompts
 from genpol.commands.finetune.options import Finetune

@@ -83,7 +83,7 @@ def test_batch_size_does_not_change_images(drawn, models, few, tmp_path):
 
 @pytest.mark.parametrize("batch", [64, 4])
 def test_best_of_keeps_the_candidate_with_the_highest_reward(batch, models, few, tmp_path):
-    from diffusion.pipelines import load_pipeline
+    from diffusion.loading import load_pipeline
     from genpol.commands.generate.command import draw_images
 
     options = {"model": models["sd"], "prompts": few, "best_of": 3, "seed": 20, "batch": batch}

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from diffusion.config import PUBLISHED, TINY
+from diffusion.recommended import PUBLISHED, TINY
 from genpol import cli
 from genpol.agents.config import FAITHFUL, SAC_IMAGINING, SAC_USUAL
 from genpol.commands.described import Option, groups, kind, options_of
