@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
-from diffusion.errors import Diverged, InputError
+from diffusion.errors import Diverged
 from diffusion.forward import draw_times, forward_process
 from diffusion.loading import DTYPES
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
@@ -34,6 +35,7 @@ from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
 from diffusion.scores import ChainScores, ForwardScores, take
+from diffusion.trained_weights import TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
 RewardFn = Callable[[Tensor, list[str]], Tensor]
@@ -91,17 +93,11 @@ class Finetuner:
             self.weights = torch.full((draws,), 1 / draws, dtype=torch.float64)
         else:
             self.weights = step_weights(self.process, config.step_weights)
-        self.params = policy.trainable()
-        self.optimiser = torch.optim.AdamW(
-            list(self.params.values()), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.average = {n: p.detach().clone() for n, p in self.params.items()} if config.ema else {}
         follows = getattr(self.objective, "anchor", False)
-        self.anchor = {n: p.detach().clone() for n, p in self.params.items()} if follows else {}
-        """The average of the weights that the objective asks for, by name."""
+        decay = self.objective.decay if follows else None  # type: ignore[attr-defined]
+        self.trained = TrainedWeights(policy.trainable(), config, decay, self.require_finite)
         self.backward: Backward = torch.Tensor.backward  # what a bench wants timed
         self.epoch = 0
-        self.updates = 0
 
     # -- drawing ----------------------------------------------------------------------------------
 
@@ -165,16 +161,12 @@ class Finetuner:
         """
         prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
         process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
-        with self.averaged_weights():
+        with self.trained.averaged():
             chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
         images = self.policy.decode(chain.sample.float())
         rewards = {"reward": self.reward(images, prompts)}
         rewards |= {name: fn(images, prompts) for name, fn in self.gold.items()}
         return Evaluation(images, prompts, rewards)
-
-    def averaged_weights(self) -> SwapWeights:
-        """Within this context the EMA weights are in place, where there are any."""
-        return SwapWeights(self.params, self.average)
 
     # -- one epoch --------------------------------------------------------------------------------
 
@@ -186,8 +178,8 @@ class Finetuner:
         self.process = self.process_of(self.epoch)
         if not self.forward:
             self.weights = step_weights(self.process, cfg.step_weights)
-        drawn_by = self.anchor if getattr(self.objective, "drawn_by_anchor", False) else {}
-        with SwapWeights(self.params, drawn_by):
+        by_anchor = getattr(self.objective, "drawn_by_anchor", False)
+        with self.trained.anchored() if by_anchor else nullcontext():
             chain, cond = self.draw(
                 prompts, copies, ROLLOUT, self.epoch, reference=not self.forward, tick=tick
             )
@@ -205,7 +197,7 @@ class Finetuner:
             metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
         norms = []
         for k in range(cfg.inner_steps):
-            self.optimiser.zero_grad(set_to_none=True)
+            self.trained.optimiser.zero_grad(set_to_none=True)
             inner = two_pass_backward(
                 scores.score,
                 self.objective,
@@ -215,7 +207,7 @@ class Finetuner:
                 current=scores.at_rollout(rollouts) if k == 0 else None,
                 backward=self.backward,
             )
-            norms.append(self.optimiser_step())
+            norms.append(self.trained.step())
         with torch.no_grad():  # weights may be finite and what the network says may not
             said = self.probe(scores, rollouts, 4)[0]
             self.require_finite("what the network says", float(said.abs().max()))
@@ -284,29 +276,8 @@ class Finetuner:
 
     def predict_anchor(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The output under the average of the weights; no gradient."""
-        with torch.no_grad(), SwapWeights(self.params, self.anchor):
+        with torch.no_grad(), self.trained.anchored():
             return self.policy.predict(x_t, t, cond)
-
-    def optimiser_step(self) -> float:
-        """Clip, step, average; returns the gradient norm before clipping."""
-        parameters = [p for p in self.params.values() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        self.require_finite("the gradient", norm)
-        self.optimiser.step()
-        sizes = torch._foreach_norm([p.detach() for p in self.params.values()])
-        self.require_finite("the norm of the weights", float(torch.stack(sizes).sum()))
-        self.updates += 1
-        if self.average:
-            torch._foreach_lerp_(
-                list(self.average.values()),
-                [p.detach() for p in self.params.values()],
-                1 - self.config.ema,
-            )
-        if self.anchor:
-            decay = self.objective.decay(self.updates)  # type: ignore[attr-defined]
-            current = [p.detach() for p in self.params.values()]
-            torch._foreach_lerp_(list(self.anchor.values()), current, 1 - decay)
-        return norm
 
     def require_finite(self, what: str, number: float) -> None:
         """Raise Diverged for a number of this step that is NaN or infinite."""
@@ -315,8 +286,8 @@ class Finetuner:
         half = torch.float16 in (self.policy.autocast_dtype, self.policy.denoiser.dtype)
         other = ", or use bf16 instead of fp16" if half else ""
         raise Diverged(
-            f"fine-tuning diverged in epoch {self.epoch + 1}, at step {self.updates + 1}: {what} "
-            f"became {number}. Lower --learning-rate, or scale the reward down{other}"
+            f"fine-tuning diverged in epoch {self.epoch + 1}, at step {self.trained.updates + 1}: "
+            f"{what} became {number}. Lower --learning-rate, or scale the reward down{other}"
         )
 
     def ratio_error(self, scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
@@ -344,71 +315,17 @@ class Finetuner:
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Everything a resumed run needs: tensors, and JSON-able values."""
-        tensors = {f"weights.{n}": p.detach() for n, p in self.params.items()}
-        tensors |= {f"ema.{n}": t for n, t in self.average.items()}
-        tensors |= {f"anchor.{n}": t for n, t in self.anchor.items()}
-        for name, parameter in self.params.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"optimiser.{key}.{name}"] = value
-        values = {"epoch": self.epoch, "updates": self.updates}
+        values: dict = {"epoch": self.epoch, "updates": self.trained.updates}
         if hasattr(self.objective, "state_dict"):
             values["objective"] = self.objective.state_dict()
-        return tensors, values
+        return self.trained.state(), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Restore `state()`; raises InputError when it belongs to other weights."""
-        mine = {f"weights.{n}": tuple(p.shape) for n, p in self.params.items()}
-        theirs = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("weights.")}
-        if mine != theirs:
-            odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0].removeprefix("weights.")
-            raise InputError(f'the checkpoint is of another model: "{odd}" does not match')
-        for name, parameter in self.params.items():
-            expected = {f"ema.{name}": parameter.shape} if self.average else {}
-            if f"optimiser.step.{name}" in tensors:
-                expected[f"optimiser.step.{name}"] = torch.Size(())
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    expected[f"optimiser.{moment}.{name}"] = parameter.shape
-            for key, shape in expected.items():
-                if key not in tensors or tensors[key].shape != shape:
-                    raise InputError(f'the checkpoint has no "{key}" of shape {tuple(shape)}')
-        with torch.no_grad():
-            for name, parameter in self.params.items():
-                parameter.copy_(tensors[f"weights.{name}"])
-                if self.average:
-                    self.average[name].copy_(tensors[f"ema.{name}"])
-                if self.anchor:
-                    self.anchor[name].copy_(tensors[f"anchor.{name}"])
-                state = {
-                    key: tensors[f"optimiser.{key}.{name}"].clone()
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"optimiser.{key}.{name}" in tensors
-                }
-                if state:
-                    moved = {
-                        k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
-                    }
-                    self.optimiser.state[parameter] = moved
+        self.trained.load_state(tensors, values["updates"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(values["objective"])
-        self.epoch, self.updates = values["epoch"], values["updates"]
-
-
-class SwapWeights:
-    """Context: `values` stand in for parameters, which come back afterwards bit for bit."""
-
-    def __init__(self, params: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:
-        self.params, self.values = params, values
-
-    def __enter__(self) -> None:
-        self.kept = {n: self.params[n].detach().clone() for n in self.values}
-        with torch.no_grad():
-            for name, value in self.values.items():
-                self.params[name].copy_(value)
-
-    def __exit__(self, *exc: object) -> None:
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                self.params[name].copy_(value)
+        self.epoch = values["epoch"]
 
 
 def reward_statistics(reward: Tensor) -> dict[str, float]:

@@ -23,6 +23,7 @@ from diffusion.flow import flow_process
 from diffusion.loading import DTYPES
 from diffusion.lora import REFERENCE, TRAINED, load_lora, touches_text_encoder
 from diffusion.process import ReverseProcess, reverse_process
+from diffusion.prompts.prompt import negative_of
 
 NEGATIVE = "_negative"  # ends the names of a negative prompt's conditioning
 
@@ -206,7 +207,7 @@ class ImagePolicy:
         """
         cond = self.family.encode(prompts, self.device)
         if self.family.guided(self.guidance_scale):
-            negative = [self.negative_prompt] * len(prompts)
+            negative = [negative_of(prompt, self.negative_prompt) for prompt in prompts]
             other = self.family.encode_negative(negative, self.device)
             cond = cond | {f"{name}{NEGATIVE}": value for name, value in other.items()}
         return cond

@@ -91,7 +91,7 @@ def _check_ratio(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
             f"re-scoring noise {worst:.1e} is {worst / eps:.0%} of the clip {eps:.1e}; "
             "a larger --clip or fp32 would be safer"
         )
-    if tuner.updates == 0 and not float(gap.max()) <= 1e-6:
+    if tuner.trained.updates == 0 and not float(gap.max()) <= 1e-6:
         raise InputError(
             f"policy and reference differ before any update (KL {float(gap.max()):.1e} per "
             "dimension): was a LoRA loaded into the pipeline by hand? Pass it as --lora"

@@ -61,10 +61,10 @@ def ddpo_epoch(tuner: Finetuner) -> None:
         dimensions=chain.dimensions,
     )
     for k in range(cfg.inner_steps):
-        tuner.optimiser.zero_grad(set_to_none=True)
+        tuner.trained.optimiser.zero_grad(set_to_none=True)
         log_prob = rollouts.log_prob_old if k == 0 else current(tuner, chain, cond)
         backward(tuner, chain, cond, coefficients(tuner, log_prob, rollouts))
-        tuner.optimiser_step()
+        tuner.trained.step()
     tuner.epoch += 1
 
 

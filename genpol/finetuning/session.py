@@ -101,7 +101,7 @@ class Session:
         epoch = self.tuner.epoch
         self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
         self.saved_epoch = epoch
-        with self.tuner.averaged_weights():
+        with self.tuner.trained.averaged():
             save_weights(self.tuner.policy, self.run.folder)
 
     @contextmanager

@@ -198,7 +198,9 @@ def gradient(tuner: Finetuner) -> Tensor:
     """All gradients as one vector, float64."""
     import torch
 
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuner.params.values()]
+    grads = [
+        torch.zeros_like(p) if p.grad is None else p.grad for p in tuner.trained.parameters.values()
+    ]
     return torch.cat([g.flatten().double().cpu() for g in grads])
 
 
@@ -210,7 +212,7 @@ def snapshot(tuner: Finetuner) -> tuple[dict[str, Tensor], dict]:
 
 def rewind(tuner: Finetuner, state: tuple[dict[str, Tensor], dict]) -> None:
     """Go back to a snapshot."""
-    tuner.optimiser.state.clear()
+    tuner.trained.optimiser.state.clear()
     tuner.load_state(*state)
 
 

@@ -57,7 +57,7 @@ def tuner_of(models, prompts, **options):
 
 
 def weights(tuner) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in tuner.params.items()}
+    return {n: p.detach().clone() for n, p in tuner.trained.parameters.items()}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -157,7 +157,7 @@ def test_a_reloaded_lora_is_the_trained_network(name, targets, rank, models, pro
     tuner = tuner_of(models, prompts, model=models[name], lora_targets=targets, lora_rank=rank)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in tuner.params.values():
+        for parameter in tuner.trained.parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     cond = tuner.policy.encode(["a hen", "a cow"])
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([900, 20])
@@ -223,8 +223,8 @@ def test_a_run_may_start_from_a_lora_which_is_then_the_reference(runs, models, p
     chain, _ = tuner.draw(["a hen"], 2, 1, 0, reference=True)
     assert torch.equal(chain.log_prob, chain.log_prob_ref)
     # Asking the reference must not leave its own adapter to be trained.
-    assert tuner.params.keys() == tuner.policy.trainable().keys()
-    assert all(".default." in name for name in tuner.params)
+    assert tuner.trained.parameters.keys() == tuner.policy.trainable().keys()
+    assert all(".default." in name for name in tuner.trained.parameters)
 
 
 def test_full_fine_tuning_leaves_a_unet_that_loads(models, prompts, tmp_path):
@@ -291,7 +291,7 @@ SMOOTH = {"micro_batch": 64, "rollout_batch": 64, "learning_rate": 1e-3}
 def gradient(tuner) -> torch.Tensor:
     """Of the last inner step. Adam turns a gradient's rounding into whole steps where the gradient
     is nearly 0, so weights would say less."""
-    return torch.cat([p.grad.flatten() for p in tuner.params.values()])
+    return torch.cat([p.grad.flatten() for p in tuner.trained.parameters.values()])
 
 
 @pytest.fixture(scope="module")

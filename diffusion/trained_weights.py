@@ -1,0 +1,145 @@
+"""The trained weights of a run: optimiser, averages, and the state that a resumed run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.config import FinetuneConfig
+from diffusion.errors import InputError
+
+Parameters = dict[str, torch.nn.Parameter]
+
+
+class TrainedWeights:
+    """Parameters by name, stepped by AdamW, with up to two averages of them.
+
+    Args:
+        parameters: what is trained.
+        config: a resolved configuration.
+        anchor_decay: update -> decay of the average that an objective asks for; None keeps none.
+        require_finite: called with what a number is and the number, before it does harm.
+
+    Attributes:
+        average: the average of --ema, which is saved and evaluated. Empty without.
+        anchor: the average that the objective asks for. Empty without.
+        updates: steps taken.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: FinetuneConfig,
+        anchor_decay: Callable[[int], float] | None,
+        require_finite: Callable[[str, float], None],
+    ) -> None:
+        self.parameters, self.config = parameters, config
+        self.anchor_decay, self.require_finite = anchor_decay, require_finite
+        resolved: Any = config
+        self.optimiser = torch.optim.AdamW(
+            list(parameters.values()), lr=resolved.learning_rate, weight_decay=config.weight_decay
+        )
+        self.average = self._copies() if config.ema else {}
+        self.anchor = self._copies() if anchor_decay is not None else {}
+        self.updates = 0
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def step(self) -> float:
+        """Clip, step, average; returns the gradient norm before clipping."""
+        used = [p for p in self.parameters.values() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(used, self.config.max_grad_norm))
+        self.require_finite("the gradient", norm)
+        self.optimiser.step()
+        current = [p.detach() for p in self.parameters.values()]
+        sizes = torch._foreach_norm(current)
+        self.require_finite("the norm of the weights", float(torch.stack(sizes).sum()))
+        self.updates += 1
+        if self.average:
+            torch._foreach_lerp_(list(self.average.values()), current, 1 - self.config.ema)
+        if self.anchor_decay is not None:
+            decay = self.anchor_decay(self.updates)
+            torch._foreach_lerp_(list(self.anchor.values()), current, 1 - decay)
+        return norm
+
+    def averaged(self) -> SwapWeights:
+        """Within this context the EMA weights are in place, where there are any."""
+        return SwapWeights(self.parameters, self.average)
+
+    def anchored(self) -> SwapWeights:
+        """Within this context the objective's average is in place, where there is one."""
+        return SwapWeights(self.parameters, self.anchor)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, averages and moments by name."""
+        tensors = {f"weights.{n}": p.detach() for n, p in self.parameters.items()}
+        tensors |= {f"ema.{n}": t for n, t in self.average.items()}
+        tensors |= {f"anchor.{n}": t for n, t in self.anchor.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{key}.{name}"] = value
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Restore `state()`; raises InputError when it belongs to other weights."""
+        self._check(tensors)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weights.{name}"])
+                if self.average:
+                    self.average[name].copy_(tensors[f"ema.{name}"])
+                if self.anchor:
+                    self.anchor[name].copy_(tensors[f"anchor.{name}"])
+                state = {
+                    key: tensors[f"optimiser.{key}.{name}"].clone()
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"optimiser.{key}.{name}" in tensors
+                }
+                if state:
+                    moved = {
+                        k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                    }
+                    self.optimiser.state[parameter] = moved
+        self.updates = updates
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        mine = {f"weights.{n}": tuple(p.shape) for n, p in self.parameters.items()}
+        theirs = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("weights.")}
+        if mine != theirs:
+            odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0].removeprefix("weights.")
+            raise InputError(f'the checkpoint is of another model: "{odd}" does not match')
+        for name, parameter in self.parameters.items():
+            expected = {f"ema.{name}": parameter.shape} if self.average else {}
+            if self.anchor:
+                expected[f"anchor.{name}"] = parameter.shape
+            if f"optimiser.step.{name}" in tensors:
+                expected[f"optimiser.step.{name}"] = torch.Size(())
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    expected[f"optimiser.{moment}.{name}"] = parameter.shape
+            for key, shape in expected.items():
+                if key not in tensors or tensors[key].shape != shape:
+                    raise InputError(f'the checkpoint has no "{key}" of shape {tuple(shape)}')
+
+
+class SwapWeights:
+    """Context: `values` stand in for parameters, which come back afterwards bit for bit."""
+
+    def __init__(self, parameters: Parameters, values: dict[str, Tensor]) -> None:
+        self.parameters, self.values = parameters, values
+
+    def __enter__(self) -> None:
+        self.kept = {n: self.parameters[n].detach().clone() for n in self.values}
+        with torch.no_grad():
+            for name, value in self.values.items():
+                self.parameters[name].copy_(value)
+
+    def __exit__(self, *exc: object) -> None:
+        with torch.no_grad():
+            for name, value in self.kept.items():
+                self.parameters[name].copy_(value)
