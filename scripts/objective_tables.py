@@ -1,0 +1,141 @@
+"""Compare objectives at equal images: the tables and figures of docs/OBJECTIVES.md.
+
+    python -m scripts.objective_tables tuning       # docs/results/objectives_tuning.csv
+    python -m scripts.objective_tables prompts      # gold against the number of training prompts
+    python -m scripts.objective_tables beta         # reward against KL
+    python -m scripts.objective_tables --report     # pages and pictures, from the committed rows
+
+A row is written when its run has ended, and a row that is there is skipped. Several processes may
+run the same command at once; each takes runs that no other has begun.
+
+Budget, set before the first run: 1,024 images (16 epochs of 8 prompts, 8 images each) and as many
+reward calls, for every arm. Every arm was tuned with six settings on seed 1000 with 256 prompts;
+the best by the gold score of 256 held-out prompts is `CHOSEN`. Tables use seeds 0, 1 and 2. The
+controls are no training, and the best of K with no training: K = 4 makes 1,024 reward calls for the
+256 held-out prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from offline.threads import use_threads
+from scripts.objective_runs import Outcome, Run, best_of, carry_out
+from scripts.results_table import Table
+from scripts.training_runs import claimed
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+SEEDS, TUNING_SEED = (0, 1, 2), 1000
+PROMPTS = (16, 256, 4_000, 100_000)
+BEST_OF = (4, 16)
+COLUMNS = (
+    "model", "arm", "setting", "prompts", "offset", "seed", "images", "reward_before", "reward",
+    "gold_before", "gold", "gold_gain", "gold_gain_se", "kl_nats", "cpu_seconds",
+)  # fmt: skip
+CURVE = ("model", "arm", "seed", "images", "cpu_seconds", "gold")
+
+# An arm's fixed settings, and the grid it is tuned on.
+ARMS: dict[str, dict[str, Any]] = {
+    "ddpo": {"algorithm": "ddpo"},
+    "grpo": {"algorithm": "grpo"},
+    "prdp": {"algorithm": "prdp", "inner_steps": 1},
+    "prdp-10": {"algorithm": "prdp", "inner_steps": 10},
+    "prdp-forward": {"algorithm": "prdp-forward"},
+    "nft": {"algorithm": "nft"},
+}
+RATES = (5e-4, 1e-3, 2e-3)
+GRID: dict[str, dict[str, tuple[Any, ...]]] = {
+    "ddpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
+    "grpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
+    "prdp": {"learning_rate": RATES, "beta": (1e-5, 3e-5)},
+    "prdp-10": {"learning_rate": (1e-4, 2e-4, 5e-4), "beta": (1e-5, 3e-5)},
+    "prdp-forward": {"learning_rate": RATES, "beta": (0.1, 0.3)},
+    "nft": {"learning_rate": RATES, "mix": (0.1, 1.0)},
+}
+
+
+def grid(arm: str) -> Iterator[dict[str, Any]]:
+    """The settings that an arm is tuned on."""
+    names = list(GRID[arm])
+    for values in itertools.product(*GRID[arm].values()):
+        yield dict(zip(names, values, strict=True))
+
+
+def named(settings: dict[str, Any]) -> str:
+    """Settings in a cell: "learning_rate=0.001 beta=0.3"."""
+    return " ".join(f"{name}={value:g}" for name, value in settings.items())
+
+
+def row(run: Run, setting: str, outcome: Outcome) -> dict[str, Any]:
+    gain = outcome.after["gold"].double() - outcome.before["gold"].double()
+    return {
+        "model": run.model,
+        "arm": run.arm,
+        "setting": setting,
+        "prompts": run.prompts,
+        "offset": int(run.offset),
+        "seed": run.seed,
+        "images": outcome.images,
+        "reward_before": float(outcome.before["reward"].mean()),
+        "reward": float(outcome.after["reward"].mean()),
+        "gold_before": float(outcome.before["gold"].mean()),
+        "gold": float(outcome.after["gold"].mean()),
+        "gold_gain": float(gain.mean()),
+        "gold_gain_se": float(gain.std() / len(gain) ** 0.5),
+        "kl_nats": outcome.kl_nats,
+        "cpu_seconds": outcome.cpu_seconds,
+    }
+
+
+def fill(table: Table, run: Run, setting: str, curve: Table | None = None) -> None:
+    """Carry a run out unless its row is there, or another process is at it."""
+    key = {"model": run.model, "arm": run.arm, "setting": setting, "prompts": run.prompts}
+    key |= {"offset": int(run.offset), "seed": run.seed}
+    claim = "-".join(str(value) for value in key.values()).replace(" ", "_")
+    with claimed(Path("runs/objectives") / f"{table.path.stem}-{claim}") as mine:
+        if not mine or table.has(**key):
+            return
+        candidates = run.arm.removeprefix("best of ")
+        outcome = best_of(run, int(candidates)) if candidates != run.arm else carry_out(run)
+        if curve is not None and outcome.curve:
+            curve.add(
+                *(
+                    {
+                        "model": run.model,
+                        "arm": run.arm,
+                        "seed": run.seed,
+                        "images": outcome.images * point["epoch"] / run.epochs,
+                        "cpu_seconds": point["cpu_seconds"],
+                        "gold": point["gold"],
+                    }
+                    for point in outcome.curve
+                )
+            )
+        table.add(row(run, setting, outcome))
+        print(*row(run, setting, outcome).values(), flush=True)
+
+
+def tune(model: str) -> None:
+    table = Table(RESULTS / "objectives_tuning.csv", COLUMNS)
+    for arm in sorted(GRID, key=lambda name: name == "prdp-10"):  # the dearest last
+        for settings in grid(arm):
+            run = Run(model, arm, ARMS[arm] | settings, 256, TUNING_SEED)
+            fill(table, run, named(settings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("table", choices=["tuning", "prompts", "beta"])
+    parser.add_argument("--model", default="tiny")
+    args = parser.parse_args()
+    use_threads(1)
+    if args.table == "tuning":
+        tune(args.model)
+
+
+if __name__ == "__main__":
+    main()
