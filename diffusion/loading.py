@@ -38,7 +38,7 @@ def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
     try:
         # SD 1.x ships a safety checker we never call; other classes do not know the argument.
         plain = _class_name(path) in (None, "StableDiffusionPipeline")
-        extra = {"safety_checker": None} if plain else {}
+        extra = _absent_parts(path) | ({"safety_checker": None} if plain else {})
         pipe = DiffusionPipeline.from_pretrained(
             path, torch_dtype=DTYPES[dtype], use_safetensors=True, **extra
         )
@@ -98,6 +98,13 @@ def _looks_like_path(model: str) -> bool:
 def _class_name(path: str) -> str | None:
     index = Path(path) / "model_index.json"
     return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+
+
+def _absent_parts(path: str) -> dict[str, None]:
+    """Components that a folder says it does without, such as SD3's T5: diffusers must be told."""
+    index = Path(path) / "model_index.json"
+    entries = json.loads(index.read_text()) if index.is_file() else {}
+    return {name: None for name, entry in entries.items() if entry == [None, None]}
 
 
 def denoiser_config(model: str) -> dict:

@@ -8,7 +8,7 @@ from tiny_families import FAMILIES, tiny
 
 from diffusion.chain import sample_chain
 from diffusion.errors import InputError
-from diffusion.loading import prepare_pipeline
+from diffusion.loading import load_pipeline, prepare_pipeline
 from diffusion.lora import load_lora
 from diffusion.pipelines import ImagePolicy
 
@@ -121,3 +121,10 @@ def test_an_unknown_pipeline_is_one_line_that_lists_the_families():
         prepare_pipeline(StrangePipeline())
     assert "StrangePipeline" in str(error.value) and "FluxPipeline" in str(error.value)
     assert "EXTENDING.md" in str(error.value)
+
+
+def test_a_folder_without_its_third_text_encoder_loads(tmp_path):
+    pipe = tiny("sd3")
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(str(tmp_path))
+    assert loaded.text_encoder_3 is None and loaded.tokenizer_3 is None
