@@ -1,8 +1,8 @@
 """Compare objectives at equal images: the tables and figures of docs/OBJECTIVES.md.
 
     python -m scripts.objective_tables tuning       # docs/results/objectives_tuning.csv
-    python -m scripts.objective_tables prompts      # gold against the number of training prompts
-    python -m scripts.objective_tables beta         # reward against KL
+    python -m scripts.objective_tables prompts      # docs/results/objectives{,_curves}.csv
+    python -m scripts.objective_tables beta         # docs/results/objectives_beta.csv
     python -m scripts.objective_tables --report     # pages and pictures, from the committed rows
 
 A row is written when its run has ended, and a row that is there is skipped. Several processes may
@@ -10,7 +10,7 @@ run the same command at once; each takes runs that no other has begun.
 
 Budget, set before the first run: 1,024 images (16 epochs of 8 prompts, 8 images each) and as many
 reward calls, for every arm. Every arm was tuned with six settings on seed 1000 with 256 prompts;
-the best by the gold score of 256 held-out prompts is `CHOSEN`. Tables use seeds 0, 1 and 2. The
+the best by the gold score of 256 held-out prompts is what the tables use, on seeds 0, 1 and 2. The
 controls are no training, and the best of K with no training: K = 4 makes 1,024 reward calls for the
 256 held-out prompts.
 """
@@ -32,11 +32,17 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SEEDS, TUNING_SEED = (0, 1, 2), 1000
 PROMPTS = (16, 256, 4_000, 100_000)
 BEST_OF = (4, 16)
+OFFSET_PROMPTS = (16, 4_000)
 COLUMNS = (
     "model", "arm", "setting", "prompts", "offset", "seed", "images", "reward_before", "reward",
     "gold_before", "gold", "gold_gain", "gold_gain_se", "kl_nats", "cpu_seconds",
 )  # fmt: skip
-CURVE = ("model", "arm", "seed", "images", "cpu_seconds", "gold")
+CURVE_COLUMNS = ("model", "arm", "seed", "images", "cpu_seconds", "gold")
+
+TUNING = Table(RESULTS / "objectives_tuning.csv", COLUMNS)
+COMPARED = Table(RESULTS / "objectives.csv", COLUMNS)
+CURVES = Table(RESULTS / "objectives_curves.csv", CURVE_COLUMNS)
+SWEPT = Table(RESULTS / "objectives_beta.csv", COLUMNS)
 
 # An arm's fixed settings, and the grid it is tuned on.
 ARMS: dict[str, dict[str, Any]] = {
@@ -46,6 +52,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "prdp-10": {"algorithm": "prdp", "inner_steps": 10},
     "prdp-forward": {"algorithm": "prdp-forward"},
     "nft": {"algorithm": "nft"},
+}
+# What holds an objective to the reference: a temperature, a penalty, or how far it looks ahead.
+HELD_BY: dict[str, tuple[str, tuple[float, ...]]] = {
+    "prdp": ("beta", (3e-6, 1e-5, 3e-5, 1e-4)),
+    "prdp-forward": ("beta", (0.03, 0.1, 0.3, 1.0)),
+    "grpo": ("kl_weight", (0.0, 1.0, 10.0, 100.0)),
+    "nft": ("mix", (0.03, 0.1, 0.3, 1.0)),
 }
 RATES = (5e-4, 1e-3, 2e-3)
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -120,21 +133,75 @@ def fill(table: Table, run: Run, setting: str, curve: Table | None = None) -> No
 
 
 def tune(model: str) -> None:
-    table = Table(RESULTS / "objectives_tuning.csv", COLUMNS)
     for arm in sorted(GRID, key=lambda name: name == "prdp-10"):  # the dearest last
         for settings in grid(arm):
             run = Run(model, arm, ARMS[arm] | settings, 256, TUNING_SEED)
-            fill(table, run, named(settings))
+            fill(TUNING, run, named(settings))
+
+
+def chosen(model: str, arm: str) -> dict[str, Any]:
+    """The settings of an arm with the best gold score on the tuning seed.
+
+    Raises:
+        SystemExit: one of its settings has not been run.
+    """
+    scores = {
+        row["setting"]: float(row["gold"])
+        for row in TUNING.rows()
+        if (row["model"], row["arm"]) == (model, arm)
+    }
+    tried = {named(settings): settings for settings in grid(arm)}
+    if missing := [name for name in tried if name not in scores]:
+        raise SystemExit(f"{model}, {arm}: tune first; {missing[0]} has not been run")
+    return tried[max(tried, key=lambda name: scores[name])]
+
+
+def best_arms(model: str, count: int) -> list[str]:
+    """The arms with the best gold score after tuning."""
+    rows = [row for row in TUNING.rows() if row["model"] == model]
+    top = {arm: max(float(row["gold"]) for row in rows if row["arm"] == arm) for arm in ARMS}
+    return sorted(ARMS, key=lambda arm: -top[arm])[:count]
+
+
+def compare(model: str) -> None:
+    """Gold against the number of prompts; best of K; a reward with an offset of each prompt."""
+    arms = list(ARMS) if model == "tiny" else best_arms("tiny", 4)
+    for seed in SEEDS:
+        for count in BEST_OF:
+            fill(COMPARED, Run(model, f"best of {count}", {}, 16, seed), "")
+    cheap_first = sorted(arms, key=lambda name: name == "prdp-10")
+    for arm, seed in itertools.product(cheap_first, SEEDS):
+        best = chosen(model, arm)
+        settings = ARMS[arm] | best
+        for prompts in PROMPTS:
+            whole = prompts == PROMPTS[-1]
+            run = Run(model, arm, settings, prompts, seed, curve=whole)
+            fill(COMPARED, run, named(best), CURVES)
+        for prompts in OFFSET_PROMPTS if model == "tiny" else ():
+            fill(COMPARED, Run(model, arm, settings, prompts, seed, offset=True), named(best))
+
+
+def sweep(model: str) -> None:
+    """Reward and KL over what holds each objective to the reference."""
+    for arm, (name, values) in HELD_BY.items():
+        for value, seed in itertools.product(values, SEEDS):
+            settings = chosen(model, arm) | {name: value}
+            fill(SWEPT, Run(model, arm, ARMS[arm] | settings, 100_000, seed), named(settings))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("table", choices=["tuning", "prompts", "beta"])
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("table", nargs="?", choices=["tuning", "prompts", "beta"])
+    parser.add_argument("--model", choices=["tiny", "tiny-flow"], default="tiny")
+    parser.add_argument("--report", action="store_true", help="write the page from what is there")
     args = parser.parse_args()
     use_threads(1)
-    if args.table == "tuning":
-        tune(args.model)
+    if args.table is not None:
+        {"tuning": tune, "prompts": compare, "beta": sweep}[args.table](args.model)
+    if args.report:
+        from scripts.objective_report import write
+
+        write()
 
 
 if __name__ == "__main__":
