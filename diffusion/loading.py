@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from diffusion.checkpoints.channels import require_channels
+from diffusion.checkpoints.components import (
+    SETTINGS,
+    chosen_variants,
+    heard,
+    load_networks,
+    networks,
+)
+from diffusion.checkpoints.index import Checkpoint, absent, require_parts
+from diffusion.checkpoints.schedulers import fit, fitted, mended, read_scheduler
+from diffusion.checkpoints.single_file import is_single_file, load_single_file
 from diffusion.errors import InputError
 from diffusion.families import family_class
+
+if TYPE_CHECKING:
+    from diffusion.families.family import Family
 
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny"
@@ -17,70 +33,116 @@ SHIPPED = {"tiny": TINY, "tiny-flow": ASSETS / "tiny-flow"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_pipeline(model: str, *, dtype: str = "fp32", scheduler: str = "keep"):
-    """A pipeline of a known family, from a shipped name, a folder or a hub id.
+def load_pipeline(
+    model: str,
+    *,
+    dtype: str = "fp32",
+    scheduler: str = "keep",
+    variant: str | None = None,
+    model_config: str | None = None,
+    family: type[Family] | None = None,
+    say: Callable[[str], None] = print,
+):
+    """A pipeline of a known family, from a shipped name, a folder, a hub id or a single file.
 
-    `scheduler`: keep, ddim or ddpm (swapped in with the same noise schedule). Raises InputError for
-    anything that cannot be loaded, naming the likely cause.
+    What can be known from its small files is checked before weights are read or downloaded: the
+    family, the scheduler, the parts, the denoiser's input.
+
+    Args:
+        model: "tiny" or "tiny-flow", a folder, a hub id, or a .safetensors file.
+        dtype: fp32, bf16 or fp16.
+        scheduler: keep, ddim or ddpm (swapped in with the same noise schedule).
+        variant: of the weights' files, such as fp16 for `*.fp16.safetensors`.
+        model_config: folder or hub id with what a single file does not hold.
+        family: stands for the one that the pipeline's class has.
+        say: is told of every replacement and of what was lost, one line each.
+
+    Raises:
+        InputError: it cannot be loaded; the message names the likely cause.
     """
-    from diffusers import DiffusionPipeline
-
     path = str(SHIPPED.get(model, model))
-    if model not in SHIPPED and _looks_like_path(model) and not Path(model).is_dir():
+    if is_single_file(path):
+        pipe = load_single_file(path, model_config, dtype=DTYPES[dtype], variant=variant, say=say)
+    elif model_config is not None:
         raise InputError(
-            f'model folder "{model}" does not exist; pass a folder, a hub id, "tiny" or "tiny-flow"'
+            f'--model-config is for a single .safetensors file, and --model "{model}" is none'
         )
-    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
-        raise InputError(
-            f'"{path}" has no model_index.json, so it is not a diffusers pipeline folder; '
-            "pass the folder that save_pretrained() wrote"
-        )
-    try:
-        # SD 1.x ships a safety checker we never call; other classes do not know the argument.
-        plain = _class_name(path) in (None, "StableDiffusionPipeline")
-        extra = _absent_parts(path) | ({"safety_checker": None} if plain else {})
-        pipe = DiffusionPipeline.from_pretrained(
-            path, torch_dtype=DTYPES[dtype], use_safetensors=True, **extra
-        )
-    except Exception as error:  # a broken or foreign folder fails in as many ways as it has files
-        raise InputError(f'cannot load pipeline "{model}": {reason(error)}') from error
+    else:
+        found = _checked(path, model, scheduler, family)
+        pipe = _from_folder(found, DTYPES[dtype], variant, say)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             require_finite(part, model)
-    return prepare_pipeline(pipe, scheduler=scheduler, name=model)
+    return prepare_pipeline(pipe, scheduler=scheduler, name=model, family=family, say=say)
 
 
-def prepare_pipeline(pipe, *, scheduler: str = "keep", name: str = "the pipeline"):
+def _checked(path: str, model: str, scheduler: str, family: type[Family] | None) -> Checkpoint:
+    """A folder or hub id, known to be supported before its weights are touched."""
+    if not Path(path).is_dir() and (_looks_like_path(model) or model in SHIPPED):
+        raise InputError(
+            f'model folder "{model}" does not exist; pass a folder, a hub id, a .safetensors file, '
+            '"tiny" or "tiny-flow"'
+        )
+    found = Checkpoint(path, model)
+    kind = family or family_class(found.class_name, model)
+    require_parts(found, kind.may_lack)
+    own = read_scheduler(found)
+    if own is not None:
+        fitted(own, flow=kind.flow, wanted=scheduler, name=model)
+    part = kind.denoiser_name
+    configs = found.config(part), found.config("vae")
+    require_channels(*configs, kind.channels_per_latent, part, model)
+    return found
+
+
+def _from_folder(
+    found: Checkpoint, dtype: torch.dtype, variant: str | None, say: Callable[[str], None]
+):
+    from diffusers import DiffusionPipeline
+
+    parts = networks(found)
+    chosen_variants(found, variant, parts)  # before a download
+    without = absent(found)
+    try:
+        folder = found.folder or Path(
+            DiffusionPipeline.download(
+                found.source, use_safetensors=True, variant=variant, **without
+            )
+        )
+    except Exception as error:  # the hub and the network fail in many ways
+        raise InputError(f'cannot download "{found.name}": {reason(error)}') from error
+    loaded = load_networks(found, folder, parts, dtype=dtype, variant=variant, say=say)
+    own = read_scheduler(found)
+    try:
+        with heard(say, SETTINGS):
+            pipe = DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, **loaded, **without
+            )
+    except Exception as error:  # a broken or foreign folder fails in as many ways as it has files
+        raise InputError(f'cannot load pipeline "{found.name}": {reason(error)}') from error
+    if own is not None and (changed := mended(pipe, dict(own.config))):
+        say(changed)
+    return pipe
+
+
+def prepare_pipeline(
+    pipe,
+    *,
+    scheduler: str = "keep",
+    name: str = "the pipeline",
+    family: type[Family] | None = None,
+    say: Callable[[str], None] = print,
+):
     """A pipeline that is loaded already, made ready for `ImagePolicy` in place: its weights frozen,
     a scheduler whose steps have densities. Arguments and errors as of `load_pipeline`.
     """
-    from diffusers import DDIMScheduler, DDPMScheduler
-
-    family = family_class(type(pipe).__name__, name)
-    if family.flow:
-        _require_flow_scheduler(pipe, scheduler, name)
-        return _frozen(pipe)
-    kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
-    if scheduler in kinds:
-        pipe.scheduler = kinds[scheduler].from_config(pipe.scheduler.config)
-    elif type(pipe.scheduler).__name__ not in ("DDIMScheduler", "DDPMScheduler"):
-        # Its noise schedule is kept; only the sampler changes, to one whose steps have densities.
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    kind = family or family_class(type(pipe).__name__, name)
+    part = kind.denoiser_name
+    denoiser, vae = getattr(pipe, part), pipe.vae
+    require_channels(denoiser.config, vae.config, kind.channels_per_latent, part, name)
+    if note := fit(pipe, flow=kind.flow, wanted=scheduler, name=name):
+        say(note)
     return _frozen(pipe)
-
-
-def _require_flow_scheduler(pipe, scheduler: str, name: str) -> None:
-    kind = type(pipe.scheduler).__name__
-    if scheduler != "keep":
-        raise InputError(
-            f'--scheduler {scheduler} is for diffusion models, and "{name}" is a flow model: '
-            "choose how it is sampled with --sampler"
-        )
-    if kind != "FlowMatchEulerDiscreteScheduler":
-        raise InputError(
-            f'"{name}" is a flow model whose scheduler is {kind}; step densities are known for '
-            "FlowMatchEulerDiscreteScheduler"
-        )
 
 
 def _frozen(pipe):
@@ -93,18 +155,6 @@ def _frozen(pipe):
 
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1
-
-
-def _class_name(path: str) -> str | None:
-    index = Path(path) / "model_index.json"
-    return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
-
-
-def _absent_parts(path: str) -> dict[str, None]:
-    """Components that a folder says it does without, such as SD3's T5: diffusers must be told."""
-    index = Path(path) / "model_index.json"
-    entries = json.loads(index.read_text()) if index.is_file() else {}
-    return {name: None for name, entry in entries.items() if entry == [None, None]}
 
 
 def denoiser_config(model: str) -> dict:

@@ -32,6 +32,9 @@ class Family:
         flow: whether it predicts a velocity, and is sampled by `diffusion/flow.py`.
         guided_by_input: whether the guidance scale is an input of the network (distilled models),
             and no second pass is made.
+        channels_per_latent: channels of the network's input for each channel of the latents; 4 for
+            those that take patches of 2 x 2.
+        may_lack: parts of the pipeline that may be absent (null in its model_index.json).
         lora_targets: layer names for --lora-targets "attention" and "all".
         recommended: settings that differ from the published ones of Stable Diffusion.
     """
@@ -39,6 +42,8 @@ class Family:
     denoiser_name: ClassVar[str] = "transformer"
     flow: ClassVar[bool] = True
     guided_by_input: bool = False
+    channels_per_latent: ClassVar[int] = 1
+    may_lack: ClassVar[tuple[str, ...]] = ()
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ATTENTION, "all": ATTENTION}
     recommended: ClassVar[dict[str, Any]] = {}
 

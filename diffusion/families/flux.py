@@ -17,6 +17,8 @@ JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 class TokenFamily(Family):
     """Pipelines whose denoiser takes 2 x 2 patches of latents as tokens (B, h w / 4, 4 C)."""
 
+    channels_per_latent = 4
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         side = 2 * self.pipe.vae_scale_factor

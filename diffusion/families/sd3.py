@@ -18,6 +18,7 @@ class SD3(Family):
     trained with them need them.
     """
 
+    may_lack = ("text_encoder_3", "tokenizer_3")
     lora_targets = {
         "attention": (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         "all": (

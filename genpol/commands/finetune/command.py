@@ -68,6 +68,7 @@ def complete(config: Finetune) -> Finetune:
 def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict[str, str]]:
     """Load model, reward and prompts, or take what is given; returns the tuner and fingerprints
     for config.json."""
+    from diffusion.checkpoints.schedulers import replaced
     from diffusion.finetune import Finetuner
     from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
     from diffusion.lora import lora_fingerprint
@@ -104,13 +105,21 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     if given.pipeline is not None:
         pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler)
     else:
-        pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+        pipe = load_pipeline(
+            config.model,
+            dtype=config.dtype,
+            scheduler=config.scheduler,
+            variant=config.variant,
+            model_config=config.model_config,
+        )
     with in_threads(None if config.threads is None else 1):  # a sum's last bits depend on it
         weights = fingerprint(pipe)
     identity = {
         "model_fingerprint": weights,
         "prompts_fingerprint": prompts.fingerprint,
     }
+    if changed := replaced(pipe):
+        identity["scheduler_replaced"] = changed
     if config.lora:
         identity["lora_fingerprint"] = lora_fingerprint(config.lora)
     policy = ImagePolicy(
@@ -139,7 +148,7 @@ def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typi
 
     pipeline = None if given is None else given.pipeline
     if pipeline is None:
-        found = denoiser_config(config.model)
+        found = denoiser_config(config.model_config or config.model)
     else:
         name = family_class(type(pipeline).__name__).denoiser_name
         found = getattr(pipeline, name).config

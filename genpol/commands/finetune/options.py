@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "model", "reward", "prompts", "epochs", "prompts_per_epoch", "images_per_prompt",
         "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
     ),
+    "checkpoint": ("variant", "model_config"),
     "objective": (
         "algorithm", "inner_steps", "clip", "clipping", "unit", "aggregate", "step_weights",
         "kl_weight", "normalise_ratio", "draws", "loss_weight", "mix",
@@ -50,8 +51,14 @@ class Finetune(FinetuneConfig):
     """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
 
     model: str | None = None
-    """Pipeline to train: "tiny" or "tiny-flow" (shipped), a diffusers folder, or a hub id. Default:
-    tiny."""
+    """Pipeline to train: "tiny" or "tiny-flow" (shipped), a diffusers folder, a hub id, or a single
+    .safetensors file. Default: tiny."""
+    variant: str | None = None
+    """Variant of the weights' files, such as fp16 for *.fp16.safetensors. Default: the plain
+    ones."""
+    model_config: str | None = None
+    """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
+    Default: the hub id that fits the file."""
     reward: str | None = None
     """Reward: a name, module:function, http://HOST:PORT, or a sum such as "10*clip+2*hpsv2"."""
     gold_reward: str | None = None

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from offline.threads import Typical
 
-COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates")
+COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates", "scheduler")
 
 
 def work(config: Generate) -> list[Typical]:
     """Typical operations, from the configuration of the UNet."""
     from diffusion.loading import denoiser_config
 
-    return drawing(config, denoiser_config(config.model), config.batch)
+    return drawing(config, denoiser_config(config.model_config or config.model), config.batch)
 
 
 @on_this_machine(work)
@@ -59,7 +59,13 @@ def run(config: Generate) -> None:
         load_reward(config.reward, device=device, trust=config.trust) if config.reward else None
     )
     hide_loading_bars()
-    pipe = load_pipeline(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    pipe = load_pipeline(
+        config.model,
+        dtype=config.dtype,
+        scheduler=config.scheduler,
+        variant=config.variant,
+        model_config=config.model_config,
+    )
     if config.lora:
         load_lora(pipe, config.lora)
     if config.unet:
@@ -156,9 +162,10 @@ def draw_batch(
     """Draw, choose and save some images; returns their rows of images.csv."""
     import torch
 
+    from diffusion.checkpoints.schedulers import replaced
     from offline.files import write_beside
 
-    k = config.best_of
+    k, scheduler = config.best_of, replaced(pipe) or type(pipe.scheduler).__name__
     seeds = [config.seed + first * k + i for i in range(len(prompts) * k)]
     repeated = [p for p in prompts for _ in range(k)]
     images = draw_images(pipe, repeated, seeds, call)
@@ -169,7 +176,8 @@ def draw_batch(
         best = i * k + int(scores[group].argmax())
         name = f"{first + i:05d}.png"
         write_beside(config.output / name, png(images[best]))
-        row = {"file": name, "prompt": prompt, "seed": seeds[best], "candidates": k}
+        row: dict[str, Any] = {"file": name, "prompt": prompt, "seed": seeds[best]}
+        row |= {"candidates": k, "scheduler": scheduler}
         if reward:
             row |= {"reward": float(scores[best]), "reward_mean": float(scores[group].mean())}
         rows.append(row)

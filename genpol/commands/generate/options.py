@@ -18,7 +18,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
     ),
-    "loading, memory and speed": ("prompt_column", "unet", "dtype", "batch", "threads", "trust"),
+    "loading, memory and speed": (
+        "prompt_column", "unet", "variant", "model_config", "dtype", "batch", "threads", "trust",
+    ),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts()
@@ -32,7 +34,13 @@ class Generate:
     """Prompts: a .txt, .jsonl or .csv file, or a generator such as world (then also
     --num-prompts)."""
     model: str = "tiny"
-    """Pipeline: "tiny" (shipped), a diffusers folder, or a hub id."""
+    """Pipeline: "tiny" (shipped), a diffusers folder, a hub id, or a single .safetensors file."""
+    variant: str | None = None
+    """Variant of the weights' files, such as fp16 for *.fp16.safetensors. Default: the plain
+    ones."""
+    model_config: str | None = None
+    """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
+    Default: the hub id that fits the file."""
     lora: str | None = None
     """LoRA folder, such as runs/x/lora. Default: none."""
     unet: str | None = None

@@ -34,7 +34,7 @@ BAD = {
     "no model folder": ({"model": "{}/missing"}, "does not exist"),
     "no model_index.json": ({"model": "{}/folder"}, "no model_index.json"),
     "model_index.json is no JSON": ({"model": "{}/broken"}, "cannot load pipeline"),
-    "unknown pipeline class": ({"model": "{}/foreign"}, "cannot load pipeline"),
+    "unknown pipeline class": ({"model": "{}/foreign"}, "is a NoSuchPipeline; supported are"),
     "torn weights": ({"model": "{}/torn"}, "cannot load pipeline"),
     "no such prompts": ({"prompts": "{}/no.txt"}, "no file of that name"),
     "empty prompts": ({"prompts": "{}/empty.txt"}, "no prompts"),

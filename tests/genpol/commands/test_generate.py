@@ -51,7 +51,8 @@ def drawn(models, few, tmp_path_factory) -> Path:
 
 def test_every_image_has_a_row(drawn):
     found = table(drawn)
-    assert list(found[0]) == ["file", "prompt", "seed", "reward", "reward_mean", "candidates"]
+    columns = ["file", "prompt", "seed", "reward", "reward_mean", "candidates", "scheduler"]
+    assert list(found[0]) == columns
     assert [row["file"] for row in found] == [f"{i:05d}.png" for i in range(6)]
     assert {path.name for path in drawn.iterdir()} == {r["file"] for r in found} | {"images.csv"}
     assert [row["prompt"] for row in found[::2]] == ["a cat", 'a "big", brown dog', "two owls"]
