@@ -8,8 +8,8 @@ Shapes: N prompts, B images, (C, h, w) one latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +21,20 @@ from diffusion.families import family_class
 from diffusion.families.family import Family
 from diffusion.flow import flow_process
 from diffusion.loading import DTYPES
-from diffusion.lora import REFERENCE, TRAINED, load_lora, touches_text_encoder
+from diffusion.lora.adapters import (
+    REFERENCE,
+    TRAINED,
+    activate,
+    add_adapter,
+    fuse,
+    insert,
+    target_names,
+    thinned,
+    without_adapters,
+)
+from diffusion.lora.load import fuse_encoders, read_for
+from diffusion.lora.names import Layer
+from diffusion.lora.save import adapter_layers, save_diffusers, save_kohya
 from diffusion.process import ReverseProcess, reverse_process
 from diffusion.prompts.prompt import negative_of
 
@@ -33,8 +46,9 @@ class ImagePolicy:
 
     `train`: "lora" adds an adapter (initially the identity); "full" trains the denoiser and keeps a
     frozen copy as reference. `start_lora` starts from a LoRA the user already has; the reference is
-    then that LoRA, in a second frozen adapter, not the bare model. `family` replaces the one that
-    the pipeline's class has.
+    then that LoRA, in a second frozen adapter, not the bare model. What it changes in text encoders
+    is added to their weights, stays as it is, and is saved beside what is trained. `family`
+    replaces the one that the pipeline's class has.
     """
 
     def __init__(
@@ -46,6 +60,9 @@ class ImagePolicy:
         train: str = "lora",
         lora_rank: int = 8,
         lora_targets: str = "attention",
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        lora_dora: bool = False,
         start_lora: str | None = None,
         gradient_checkpointing: bool = False,
         autocast: str | None = None,
@@ -67,14 +84,27 @@ class ImagePolicy:
             torch.device(device),
             DTYPES[autocast] if autocast else None,
         )
-        self._starting_lora = start_lora is not None
+        self._starting_lora, self.lora_dropout = start_lora is not None, lora_dropout
+        self._kept: dict[str, dict[str, Layer]] = {}  # a LoRA's part in the text encoders
         self._frozen: torch.nn.Module | None = None
         if self.denoiser.config.get("time_cond_proj_dim"):
             raise InputError(
                 "guidance-distilled UNets (LCM) are not supported: they take no guidance"
             )
         if train == "lora":
-            self._add_lora(lora_rank, lora_targets, start_lora, seed)
+            if start_lora is not None:
+                self._start_from(start_lora)
+            else:
+                targets = target_names(self.denoiser, lora_targets, self.family.lora_targets)
+                add_adapter(
+                    self.denoiser,
+                    targets,
+                    rank=lora_rank,
+                    alpha=lora_alpha,
+                    dora=lora_dora,
+                    seed=seed,
+                )
+            self._require_lora_grad()
         elif train == "full":
             self._add_full(start_lora)
         else:
@@ -83,45 +113,39 @@ class ImagePolicy:
             self.denoiser.enable_gradient_checkpointing()
         self.denoiser.eval()  # dropout off, in rollout and training alike
 
-    def _add_lora(self, rank: int, targets: str, start: str | None, seed: int) -> None:
-        from peft import LoraConfig
-
-        known = self.family.lora_targets
-        if targets not in known:
-            raise InputError(f"LoRA targets {targets!r}: expected {' or '.join(known)}")
-        if start is not None:
-            if touches_text_encoder(start):
-                raise InputError(
-                    f'"{start}" also changes the text encoder, and only the '
-                    f"{self.family.denoiser_name} is trained, so part of it would be lost on "
-                    "saving; fuse it into the pipeline first"
-                )
-            load_lora(self.pipe, start, adapter=TRAINED)
-            load_lora(self.pipe, start, adapter=REFERENCE)
-            self.denoiser.set_adapter(TRAINED)
-        else:
-            config = LoraConfig(
-                r=rank,
-                lora_alpha=rank,  # scale 1, which is what loaders assume where none is recorded
-                init_lora_weights="gaussian",
-                target_modules=list(known[targets]),
+    def _start_from(self, folder: str) -> None:
+        name = self.family.denoiser_name
+        lora = read_for(self.pipe, folder, name)
+        if not lora.layers.get(name):
+            raise InputError(
+                f'the LoRA "{folder}" changes only text encoders, and the {name} is trained: fuse '
+                "it into the pipeline first"
             )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.denoiser.add_adapter(config, adapter_name=TRAINED)
+        fuse_encoders(self.pipe, lora)
+        self._kept = {key: layers for key, layers in lora.layers.items() if key != name}
+        for adapter in (REFERENCE, TRAINED):
+            insert(self.denoiser, lora.layers[name], adapter, dtype=torch.float32)
+
+    def _require_lora_grad(self) -> None:
         for name, parameter in self.denoiser.named_parameters():
             trained = "lora_" in name and f".{TRAINED}." in name
             parameter.requires_grad_(trained)
-            if trained:
+            if trained and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()  # masters stay fp32 under a half network
 
     def _add_full(self, start: str | None) -> None:
         import copy
 
         if start is not None:
-            load_lora(self.pipe, start, adapter=TRAINED)
-            self.pipe.fuse_lora()
-            self.pipe.unload_lora_weights()
+            name = self.family.denoiser_name
+            lora = read_for(self.pipe, start, name)
+            encoders = [component for component in lora.layers if component != name]
+            if encoders:
+                raise InputError(
+                    f'the LoRA "{start}" also changes {" and ".join(encoders)}, and --train full '
+                    f"saves the {name} alone: fuse it into the pipeline first, or train a LoRA"
+                )
+            fuse(self.denoiser, lora.layers[name])
         self.denoiser.float()
         self._frozen = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.denoiser.requires_grad_(True)
@@ -136,20 +160,31 @@ class ImagePolicy:
         """The trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
-    def save_weights(self, folder: Path) -> Path:
-        """Write the LoRA (diffusers layout) or the whole denoiser into `folder`; returns it."""
+    def thinned(self, seed: int, epoch: int) -> AbstractContextManager[None]:
+        """Within this context the trained LoRA's dropout acts, the same for every pass."""
+        return thinned(self.denoiser, TRAINED, self.lora_dropout, seed, epoch)
+
+    def lora_layers(self) -> dict[str, dict[str, Layer]]:
+        """The trained LoRA by component and layer, with what it started from in text encoders."""
+        return {self.family.denoiser_name: adapter_layers(self.denoiser, TRAINED)} | self._kept
+
+    def save_weights(
+        self, folder: Path, about: Mapping[str, str] | None = None, *, kohya: bool = False
+    ) -> Path:
+        """Write the LoRA (diffusers layout) or the whole denoiser into `folder`; returns it.
+
+        Args:
+            folder: where to.
+            about: metadata of a LoRA's file.
+            kohya: write the LoRA in the layout of user interfaces too, beside it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.train == "lora":
-            from peft.utils import get_peft_model_state_dict
-
-            layers = get_peft_model_state_dict(self.denoiser, adapter_name=TRAINED)
-            for name, module in self.denoiser.named_modules():
-                # Loaders assume scale 1; a LoRA one starts from may have alpha other than rank.
-                scale = getattr(module, "scaling", {}).get(TRAINED, 1.0)
-                if scale != 1.0:
-                    layers[f"{name}.lora_B.weight"] = layers[f"{name}.lora_B.weight"] * scale
-            given = {f"{self.family.denoiser_name}_lora_layers": layers}
-            type(self.pipe).save_lora_weights(folder, **given, safe_serialization=True)
+            layers = self.lora_layers()
+            save_diffusers(folder, layers, about or {})
+            if kohya:
+                is_unet = self.family.denoiser_name == "unet"
+                save_kohya(folder, layers, about or {}, self.denoiser.config if is_unet else None)
         else:
             self.denoiser.save_pretrained(folder, safe_serialization=True)
         return folder
@@ -159,19 +194,15 @@ class ImagePolicy:
         if self._frozen is not None:
             yield self._frozen
         elif self._starting_lora:
-            self.denoiser.set_adapter(REFERENCE)
+            activate(self.denoiser, REFERENCE)
             try:
                 yield self.denoiser
             finally:
-                self.denoiser.set_adapter(TRAINED)
-                for name, parameter in self.denoiser.named_parameters():
-                    parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
+                activate(self.denoiser, TRAINED)
+                self._require_lora_grad()
         else:
-            self.denoiser.disable_adapters()
-            try:
+            with without_adapters(self.denoiser):
                 yield self.denoiser
-            finally:
-                self.denoiser.enable_adapters()
 
     # -- conditioning, prediction, decoding -------------------------------------------------------
 
