@@ -93,10 +93,19 @@ class FinetuneConfig:
     train: Literal["lora", "full"] = "lora"
     """What is trained: a LoRA, or the full UNet."""
     lora_rank: Annotated[int, Ge(1), Le(65_536)] | None = None
-    """Rank of the LoRA, above 0."""
-    lora_targets: Literal["attention", "all"] | None = None
-    """Layers that get a LoRA: attention projections, or also feed-forward layers and
-    convolutions."""
+    """Rank of a new LoRA, above 0."""
+    lora_targets: str | None = None
+    """Layers that get a new LoRA: attention projections (attention), or also feed-forward layers
+    and convolutions (all), or ends of layers' names separated by commas (to_q,to_v), or a regex of
+    whole names (.*attn2.*to_.)."""
+    lora_alpha: Positive | None = None
+    """Alpha of a new LoRA, above 0. Its output is multiplied by alpha / rank. Default: the rank."""
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of each LoRA layer's inputs that is left out for an epoch, at least 0 and below 1. An
+    epoch's images are drawn and trained on without the same inputs, so that ratios stay exact.
+    Evaluations leave none out."""
+    lora_dora: bool = False
+    """Make a new LoRA a DoRA, which also trains the length of each output's weights."""
     ema: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the moving average of the trained weights, at least 0 and below 1. 0 keeps no
     average."""
@@ -150,3 +159,8 @@ def check(config: FinetuneConfig) -> None:
             "--images-per-prompt 1 leaves nothing to compare: the loss is over pairs of images of "
             "one prompt; use 2 or more (8 is usual)"
         )
+    if config.train == "full":
+        for name in ("lora_alpha", "lora_dropout", "lora_dora"):
+            if getattr(config, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is of a LoRA, and --train full trains none")

@@ -172,6 +172,11 @@ class Finetuner:
 
     def run_epoch(self, tick: Callable[[], bool] | None = None) -> dict[str, float]:
         """Advance one epoch and return its metrics (documented in docs/metrics.md)."""
+        rate = self.config.lora_dropout  # what it leaves out is left out in the whole epoch
+        with self.policy.thinned(rate, self.config.seed, self.epoch) if rate else nullcontext():
+            return self._epoch(tick)
+
+    def _epoch(self, tick: Callable[[], bool] | None) -> dict[str, float]:
         cfg, start = self.config, time.perf_counter()
         copies = cfg.images_per_prompt
         prompts = self.prompts.train(self.epoch, cfg.prompts_per_epoch, cfg.seed)

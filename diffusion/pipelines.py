@@ -61,7 +61,6 @@ class ImagePolicy:
         lora_rank: int = 8,
         lora_targets: str = "attention",
         lora_alpha: float | None = None,
-        lora_dropout: float = 0.0,
         lora_dora: bool = False,
         start_lora: str | None = None,
         gradient_checkpointing: bool = False,
@@ -84,7 +83,7 @@ class ImagePolicy:
             torch.device(device),
             DTYPES[autocast] if autocast else None,
         )
-        self._starting_lora, self.lora_dropout = start_lora is not None, lora_dropout
+        self._starting_lora = start_lora is not None
         self._kept: dict[str, dict[str, Layer]] = {}  # a LoRA's part in the text encoders
         self._frozen: torch.nn.Module | None = None
         if self.denoiser.config.get("time_cond_proj_dim"):
@@ -160,9 +159,9 @@ class ImagePolicy:
         """The trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
-    def thinned(self, seed: int, epoch: int) -> AbstractContextManager[None]:
+    def thinned(self, rate: float, seed: int, epoch: int) -> AbstractContextManager[None]:
         """Within this context the trained LoRA's dropout acts, the same for every pass."""
-        return thinned(self.denoiser, TRAINED, self.lora_dropout, seed, epoch)
+        return thinned(self.denoiser, TRAINED, rate, seed, epoch)
 
     def lora_layers(self) -> dict[str, dict[str, Layer]]:
         """The trained LoRA by component and layer, with what it started from in text encoders."""

@@ -35,6 +35,7 @@ class Family:
         channels_per_latent: channels of the network's input for each channel of the latents; 4 for
             those that take patches of 2 x 2.
         may_lack: parts of the pipeline that may be absent (null in its model_index.json).
+        architecture: its name in the metadata of LoRA files, as ModelSpec has it.
         lora_targets: layer names for --lora-targets "attention" and "all".
         recommended: settings that differ from the published ones of Stable Diffusion.
     """
@@ -44,6 +45,7 @@ class Family:
     guided_by_input: bool = False
     channels_per_latent: ClassVar[int] = 1
     may_lack: ClassVar[tuple[str, ...]] = ()
+    architecture: str = ""
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ATTENTION, "all": ATTENTION}
     recommended: ClassVar[dict[str, Any]] = {}
 

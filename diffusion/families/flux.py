@@ -55,6 +55,7 @@ def unpack(tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
 class Flux(TokenFamily):
     """`FluxPipeline`."""
 
+    architecture = "flux-1-dev"
     lora_targets = {
         "attention": JOINT,
         "all": (

@@ -16,6 +16,7 @@ from diffusion.families.flux import JOINT, TokenFamily
 class Flux2Klein(TokenFamily):
     """`Flux2KleinPipeline`. Latents are those after patchifying: (4 C, h / 2, w / 2)."""
 
+    architecture = "flux-2-klein"
     lora_targets = {
         "attention": (*JOINT, "to_qkv_mlp_proj"),
         "all": (

@@ -13,6 +13,7 @@ class PixArt(Family):
     """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`; sampled by DDIM on their own schedule."""
 
     flow = False
+    architecture = "pixart"
     lora_targets = {
         "attention": ATTENTION,
         "all": (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "linear"),

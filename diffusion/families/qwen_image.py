@@ -15,6 +15,7 @@ class QwenImage(TokenFamily):
     Its guidance is the pipeline's `true_cfg_scale`.
     """
 
+    architecture = "qwen-image"
     lora_targets = {
         "attention": JOINT,
         "all": (

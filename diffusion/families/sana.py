@@ -13,6 +13,7 @@ class Sana(Family):
     """`SanaPipeline`. Its usual scheduler, DPM-Solver on the flow's sigmas, has no step densities:
     it becomes the Euler scheduler with the same shift."""
 
+    architecture = "sana"
     lora_targets = {
         "attention": ATTENTION,
         "all": (*ATTENTION, "conv_inverted", "conv_point"),

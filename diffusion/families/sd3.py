@@ -19,6 +19,7 @@ class SD3(Family):
     """
 
     may_lack = ("text_encoder_3", "tokenizer_3")
+    architecture = "stable-diffusion-3"
     lora_targets = {
         "attention": (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         "all": (

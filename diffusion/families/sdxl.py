@@ -12,6 +12,8 @@ from diffusion.families.stable_diffusion import UNetFamily
 class SDXL(UNetFamily):
     """`StableDiffusionXLPipeline`: two text encoders, a pooled embedding and the image's sizes."""
 
+    architecture = "stable-diffusion-xl-v1-base"
+
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
         embeds, _, pooled, _ = self.pipe.encode_prompt(
             prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -38,6 +38,11 @@ class UNetFamily(Family):
 class StableDiffusion(UNetFamily):
     """`StableDiffusionPipeline`."""
 
+    @property
+    def architecture(self) -> str:  # type: ignore[override]
+        second = self.denoiser.config.get("cross_attention_dim") == 1024  # OpenCLIP's width
+        return "stable-diffusion-v2" if second else "stable-diffusion-v1"
+
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
         return {"text": self.pipe.encode_prompt(prompts, device, 1, False)[0]}
 

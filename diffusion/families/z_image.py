@@ -20,6 +20,7 @@ class ZImage(Family):
     none, as everywhere else.
     """
 
+    architecture = "z-image"
     lora_targets = {
         "attention": ATTENTION,
         "all": (*ATTENTION, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),

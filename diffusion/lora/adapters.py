@@ -69,7 +69,8 @@ def target_names(
 def _ends(name: str) -> list[str]:
     """Ends of a layer's name without its numbered blocks: to_out.0 and attn1.to_out.0."""
     words = name.split(".")
-    return [".".join(words[-n:]) for n in (1, 2) if not words[-n].isdigit()]
+    sizes = range(1, min(len(words), 2) + 1)
+    return [".".join(words[-n:]) for n in sizes if not words[-n].isdigit()]
 
 
 def add_adapter(

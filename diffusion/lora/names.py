@@ -76,7 +76,8 @@ def base_layers(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Linear and convolutional layers by name, also where an adapter wraps them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found, wrapped = {}, []
+    found: dict[str, torch.nn.Module] = {}
+    wrapped: list[str] = []
     for name, module in network.named_modules():
         if any(name.startswith(f"{outer}.") for outer in wrapped[-1:]):
             continue

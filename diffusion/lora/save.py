@@ -12,6 +12,7 @@ they find none. A DoRA also has `.lora_magnitude_vector`, which kohya calls `.do
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,18 @@ def _by_dots(component: str, name: str, layer: Layer) -> dict[str, Tensor]:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Path:
-    from safetensors.torch import save_file
+    """Tensors and metadata, byte for byte the same for the same content."""
+    from safetensors.torch import save
 
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, file, metadata={"format": "pt", **about})
+    content = save(whole, {"format": "pt", **about})
+    # The library writes metadata in an order that changes from run to run.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.write(memoryview(content)[end:])
     return file

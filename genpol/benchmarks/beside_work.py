@@ -138,6 +138,8 @@ def _epoch(settings: dict[str, Any]) -> Work:
         guidance_scale=config.guidance_scale,
         lora_rank=config.lora_rank,
         lora_targets=config.lora_targets,
+        lora_alpha=config.lora_alpha,
+        lora_dora=config.lora_dora,
         seed=config.seed,
     )
     tuner = Finetuner(policy, load_reward("attributes"), load_prompts("world"), config)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,20 @@ if TYPE_CHECKING:
     from diffusion.pipelines import ImagePolicy
 
 
-def save_weights(policy: ImagePolicy, output: Path) -> Path:
+def save_weights(
+    policy: ImagePolicy,
+    output: Path,
+    about: Mapping[str, str] | None = None,
+    *,
+    kohya: bool = False,
+) -> Path:
     """Write `output/lora` (or `output/unet`): file by file, beside and renamed. Returns the folder.
+
+    Args:
+        policy: whose weights.
+        output: the run folder.
+        about: metadata of a LoRA's file.
+        kohya: write a LoRA in the layout of user interfaces as well.
 
     Raises InputError when the disk refuses, and Diverged when a weight is NaN or infinite; files
     already there stay as they were.
@@ -34,7 +47,7 @@ def save_weights(policy: ImagePolicy, output: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=".weights-", dir=output))
         try:
             try:
-                policy.save_weights(temporary)
+                policy.save_weights(temporary, about, kohya=kohya)
             except SafetensorError as error:  # the system's refusal as text: "... (os error 28)"
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 if number is None:

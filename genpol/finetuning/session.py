@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
@@ -33,10 +33,18 @@ class Session:
     """What one run writes, and when; the numbers come from the tuner."""
 
     def __init__(
-        self, tuner: Finetuner, run: Run, *, checkpoint_every: int, keep_checkpoints: int
+        self,
+        tuner: Finetuner,
+        run: Run,
+        *,
+        checkpoint_every: int,
+        keep_checkpoints: int,
+        about: Mapping[str, str] | None = None,
+        kohya: bool = False,
     ) -> None:
         self.tuner, self.run, self.config = tuner, run, tuner.config
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
+        self.about, self.kohya = about or {}, kohya
         self.before: dict[str, float] = {}
         self.seconds, self.mark = 0.0, time.perf_counter()
         self.saved_epoch = self.logged_epoch = -1
@@ -101,8 +109,14 @@ class Session:
         epoch = self.tuner.epoch
         self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
         self.saved_epoch = epoch
+        self.save_weights()
+
+    def save_weights(self) -> None:
+        """Write the weights users load, with what a LoRA's file says of itself."""
+        steps = {"ss_steps": self.tuner.trained.updates, "ss_epoch": self.tuner.epoch}
+        about = {**self.about, **{name: str(value) for name, value in steps.items()}}
         with self.tuner.trained.averaged():
-            save_weights(self.tuner.policy, self.run.folder)
+            save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -59,6 +59,13 @@ def complete(config: Finetune) -> Finetune:
     check_numbers(config)
 
     config = config.resolved(recommended(config.model, config.algorithm))
+    if config.lora and (config.lora_alpha is not None or config.lora_dora):
+        raise InputError(
+            "--lora-alpha and --lora-dora are of a new LoRA; a run from --lora keeps those that "
+            "it has"
+        )
+    if config.export and config.train == "full":
+        raise InputError(f"--export {config.export} is of a LoRA, and --train full trains none")
     for name in ("reward", "prompts"):
         if getattr(config, name) is None:
             raise InputError(f"--{name} is needed with --model {config.model}; see --help")
@@ -101,6 +108,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         for name in (names.split(",") if names else [])
     }
     gold |= {name: Reward(name, [(1.0, name, one)]) for name, one in (given.gold or {}).items()}
+    lora = lora_fingerprint(config.lora) if config.lora else None
     hide_loading_bars()
     if given.pipeline is not None:
         pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler)
@@ -120,8 +128,8 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     }
     if changed := replaced(pipe):
         identity["scheduler_replaced"] = changed
-    if config.lora:
-        identity["lora_fingerprint"] = lora_fingerprint(config.lora)
+    if lora:
+        identity["lora_fingerprint"] = lora
     policy = ImagePolicy(
         pipe,
         guidance_scale=config.guidance_scale,
@@ -129,6 +137,8 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         train=config.train,
         lora_rank=config.lora_rank,
         lora_targets=config.lora_targets,
+        lora_alpha=config.lora_alpha,
+        lora_dora=config.lora_dora,
         start_lora=config.lora,
         gradient_checkpointing=config.gradient_checkpointing,
         autocast=config.autocast,
@@ -168,6 +178,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     from diffusion.errors import InputError
     from diffusion.finetune import Stopped
     from diffusion.selfcheck import self_check
+    from genpol.finetuning.about import about_run
     from genpol.finetuning.session import Session
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
@@ -197,8 +208,12 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             run_folder,
             checkpoint_every=config.checkpoint_every,
             keep_checkpoints=config.keep_checkpoints,
+            about=about_run(tuner, model=str(config.model), reward=str(config.reward)),
+            kohya=config.export == "kohya",
         )
         session.restore()
+        if "export" in changed:
+            session.save_weights()
         with session.keeping():
             if tuner.epoch >= config.epochs:
                 done = f"{config.output} has already run {tuner.epoch} epochs"

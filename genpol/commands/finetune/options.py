@@ -12,7 +12,8 @@ from offline.ranges import Count, Decay, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
-    "epochs", "wandb", "device", "threads", "learning_rate", "max_grad_norm", "autocast",
+    "epochs", "wandb", "device", "threads", "export",
+    "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -30,7 +31,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "sampler", "noise_level", "sde_window", "height", "width", "max_sequence_length",
     ),
     "weights and optimiser": (
-        "train", "lora_rank", "lora_targets", "weight_decay", "max_grad_norm", "ema",
+        "train", "lora_rank", "lora_targets", "lora_alpha", "lora_dropout", "lora_dora", "export",
+        "weight_decay", "max_grad_norm", "ema",
     ),
     "prompts": ("prompt_column", "held_out", "eval_prompts"),
     "memory and precision": (
@@ -74,7 +76,11 @@ class Finetune(FinetuneConfig):
     eval_prompts: str | None = None
     """Separate file of held-out prompts. Default: the share of --held-out."""
     lora: str | None = None
-    """LoRA to start from. It is then the reference as well. Default: none, a new LoRA."""
+    """LoRA to start from: a folder or .safetensors file in any usual layout. Its rank, alpha and
+    layers are kept, and it is the reference as well. Default: none, a new LoRA."""
+    export: Literal["kohya"] | None = None
+    """Layout that the LoRA is also written in: kohya is the one that user interfaces for drawing
+    read (lora/lora_kohya.safetensors). Default: none, diffusers' layout alone."""
     scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
     """Scheduler to sample with. "keep" replaces only schedulers whose steps have no density."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -41,7 +41,7 @@ def run(config: Generate) -> None:
 
     from diffusion.errors import InputError
     from diffusion.loading import load_pipeline
-    from diffusion.lora import load_lora
+    from diffusion.lora import load_lora, lora_file
     from diffusion.rewards import load_reward
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
@@ -58,6 +58,8 @@ def run(config: Generate) -> None:
     reward = (
         load_reward(config.reward, device=device, trust=config.trust) if config.reward else None
     )
+    if config.lora:
+        lora_file(config.lora)  # before gigabytes are read
     hide_loading_bars()
     pipe = load_pipeline(
         config.model,

@@ -42,7 +42,8 @@ class Generate:
     """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
     Default: the hub id that fits the file."""
     lora: str | None = None
-    """LoRA folder, such as runs/x/lora. Default: none."""
+    """LoRA: a folder such as runs/x/lora, or a .safetensors file, in any usual layout. Default:
+    none."""
     unet: str | None = None
     """Folder of a fully fine-tuned UNet, such as runs/x/unet. Default: the pipeline's own."""
     prompt_column: str = "prompt"
