@@ -74,16 +74,15 @@ def drawn(policy: ImagePolicy) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_draws_what_its_pipeline_draws(name, scale):
-    train = "full" if name == "pixart" else "lora"
-    policy = policy_of(name, scale, train=train)
+    policy = policy_of(name, scale)
     expected = pipelines_own(name, policy.pipe, scale)
     torch.testing.assert_close(drawn(policy), expected, atol=1e-5, rtol=0)
     assert float(expected.std()) > 0.05  # not blank
 
 
 @pytest.mark.parametrize("targets", ["attention", "all"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart"])
-def test_a_trained_lora_gives_the_same_images_in_plain_diffusers(name, targets, tmp_path):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trained_lora_gives_the_same_images_in_the_pipelines_own_call(name, targets, tmp_path):
     policy = policy_of(name, lora_rank=2, lora_targets=targets)
     before = drawn(policy)
     random = torch.Generator().manual_seed(3)
@@ -98,7 +97,7 @@ def test_a_trained_lora_gives_the_same_images_in_plain_diffusers(name, targets, 
     torch.testing.assert_close(pipelines_own(name, plain, 1.0), after, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_reference_is_the_pipeline_without_its_lora(name):
     policy = policy_of(name, lora_rank=2)
     with torch.no_grad():

@@ -34,8 +34,10 @@ def written(family: str, folder, layout: str):
     return save_kohya(folder, layers, {"ss_steps": "7"}, unet), wanted
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-@pytest.mark.parametrize("family", ENDS)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [*((family, "kohya") for family in ENDS), ("sd", "diffusers"), ("pixart", "diffusers")],
+)
 def test_a_written_lora_gives_its_output(family, layout, tmp_path):
     file, wanted = written(family, tmp_path, layout)
     pipe = fresh(family)

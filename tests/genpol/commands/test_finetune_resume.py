@@ -113,8 +113,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(
 
 
 def test_a_full_disk_leaves_the_old_lora(straight, models, prompts, tmp_path, monkeypatch, capsys):
-    import safetensors.torch
     from safetensors import SafetensorError
+
+    import diffusion.lora.save
 
     run = tmp_path / "run"
     assert finetune(output=run, epochs=2, **smooth(models, prompts)) == 0
@@ -125,7 +126,7 @@ def test_a_full_disk_leaves_the_old_lora(straight, models, prompts, tmp_path, mo
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", refuse)  # diffusers' writer alone
+        patch.setattr(diffusion.lora.save, "_write", refuse)
         assert resume(run, epochs=4) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
     assert len(errors) == 1 and "No space left on device" in errors[0]
