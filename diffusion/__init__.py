@@ -18,6 +18,7 @@ _DEFINED_IN = {
     "ImagePolicy": "diffusion.pipelines",
     "load_reward": "diffusion.rewards",
     "Reward": "diffusion.rewards.reward",
+    "reward_function": "diffusion.rewards.callables",
     "load_prompts": "diffusion.prompts.sources",
     "PromptSource": "diffusion.prompts.sources",
     "Finetuner": "diffusion.finetune",

@@ -12,6 +12,7 @@ from diffusion.prdp import PRDP as PRDP
 from diffusion.prompts.sources import PromptSource as PromptSource
 from diffusion.prompts.sources import load_prompts as load_prompts
 from diffusion.rewards import load_reward as load_reward
+from diffusion.rewards.callables import reward_function as reward_function
 from diffusion.rewards.reward import Reward as Reward
 from diffusion.selfcheck import self_check as self_check
 from diffusion.two_pass import two_pass_backward as two_pass_backward

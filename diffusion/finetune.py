@@ -34,11 +34,12 @@ from diffusion.objectives.make import make_objective
 from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
+from diffusion.rewards.callables import RewardFn
+from diffusion.rewards.reward import as_reward, judge
 from diffusion.scores import ChainScores, ForwardScores, take
 from diffusion.trained_weights import TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
-RewardFn = Callable[[Tensor, list[str]], Tensor]
 ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream; 3 is the self-check's
 DRAWS, WINDOW = 4, 5
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
@@ -82,8 +83,9 @@ class Finetuner:
         gold: Mapping[str, RewardFn] | None = None,
         objective: Objective | None = None,
     ) -> None:
-        self.policy, self.reward, self.prompts, self.config = policy, reward, prompts, config
-        self.gold = gold or {}
+        self.policy, self.prompts, self.config = policy, prompts, config
+        self.reward: RewardFn = as_reward(reward, "reward", device=policy.device)
+        self.gold = {k: as_reward(v, k, device=policy.device) for k, v in (gold or {}).items()}
         self.objective: Objective = objective or make_objective(config)
         self.forward = hasattr(self.objective, "terms")
         """Whether the objective is one on the forward process: it needs finished images only."""
@@ -164,8 +166,10 @@ class Finetuner:
         with self.trained.averaged():
             chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
         images = self.policy.decode(chain.sample.float())
-        rewards = {"reward": self.reward(images, prompts)}
-        rewards |= {name: fn(images, prompts) for name, fn in self.gold.items()}
+        alone = torch.arange(len(prompts))
+        judged = judge(self.reward, images, prompts, alone)
+        rewards = {"reward": judged.raw} | judged.columns()
+        rewards |= {k: judge(fn, images, prompts, alone).raw for k, fn in self.gold.items()}
         return Evaluation(images, prompts, rewards)
 
     # -- one epoch --------------------------------------------------------------------------------
@@ -191,7 +195,8 @@ class Finetuner:
         images = self.policy.decode(chain.sample.float())
         group = torch.arange(len(prompts)).repeat_interleave(copies)
         each = [prompts[g] for g in group.tolist()]
-        reward = self.reward(images, each)
+        judged = judge(self.reward, images, each, group)
+        reward = judged.total
         drawn = time.perf_counter() - start
         scores, rollouts = self.scored(chain, cond, reward, group)
         prepare = getattr(self.objective, "prepare", None)
@@ -218,7 +223,7 @@ class Finetuner:
             self.require_finite("what the network says", float(said.abs().max()))
         seconds = time.perf_counter() - start
         self.epoch += 1
-        metrics |= inner | reward_statistics(reward)
+        metrics |= inner | reward_statistics(judged.raw) | judged.means()
         if chain.kl is not None:
             kl = chain.kl.cpu()[:, self.process.stochastic].double()
             metrics["kl/per_dim"] = float(kl.mean())

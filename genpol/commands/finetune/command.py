@@ -81,7 +81,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.lora import lora_fingerprint
     from diffusion.pipelines import ImagePolicy
     from diffusion.prompts.sources import WORLDS, load_prompts
-    from diffusion.rewards import Reward, load_reward
+    from diffusion.rewards import as_reward, load_reward, split_expressions
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
     from offline.threads import in_threads
@@ -97,17 +97,20 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
             eval_spec=config.eval_prompts,
         )
     if given.reward is None:
-        reward: RewardFn = load_reward(config.reward, device=device, trust=config.trust)
+        reward: RewardFn = load_reward(
+            config.reward, device=device, trust=config.trust, combine=config.combine
+        )
     else:  # checked as a loaded one is
-        reward = Reward(config.reward, [(1.0, config.reward, given.reward)])
+        reward = as_reward(given.reward, config.reward, device=device, combine=config.combine)
     names = config.gold_reward
     if names is None and config.prompts in WORLDS:
         names = "gold,gold_wholly,attributes_hard"
     gold = {
         name: load_reward(name, device=device, trust=config.trust)
-        for name in (names.split(",") if names else [])
+        for name in (split_expressions(names) if names else [])
     }
-    gold |= {name: Reward(name, [(1.0, name, one)]) for name, one in (given.gold or {}).items()}
+    for name, one in (given.gold or {}).items():
+        gold[name] = as_reward(one, name, device=device)
     lora = lora_fingerprint(config.lora) if config.lora else None
     hide_loading_bars()
     if given.pipeline is not None:

@@ -18,7 +18,7 @@ RESUMABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "model", "reward", "prompts", "epochs", "prompts_per_epoch", "images_per_prompt",
+        "model", "reward", "combine", "prompts", "epochs", "prompts_per_epoch", "images_per_prompt",
         "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
     ),
     "checkpoint": ("variant", "model_config"),
@@ -62,7 +62,12 @@ class Finetune(FinetuneConfig):
     """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
     Default: the hub id that fits the file."""
     reward: str | None = None
-    """Reward: a name, module:function, http://HOST:PORT, or a sum such as "10*clip+2*hpsv2"."""
+    """Reward: a name, module:function, http://HOST:PORT, or an expression such as
+    "10*clip+2*hpsv2" or "min(clip,hpsv2)"."""
+    combine: Literal["raw", "normalised"] = "raw"
+    """What the expression of several rewards is computed of: the rewards as they are (raw), or each
+    less the mean of its prompt's images and in their standard deviations, so that the scale of none
+    decides (normalised). Evaluations are raw."""
     gold_reward: str | None = None
     """Rewards that are only evaluated, separated by commas. Default: the gold checker on world
     prompts, else none."""
