@@ -36,6 +36,7 @@ _WEIGHT = re.compile(rf"\s*([+-]?{_NUMBER})\s*\*\s*")
 _URL = re.compile(r"https?://")
 _NAME = re.compile(r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*)?")
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
+_OPENING = re.compile(rf"\b(?:{'|'.join(ENSEMBLES)})\s*$")
 _FORM = re.compile(rf"\s*@({'|'.join(FORMS)})\b(?![\w./])")
 
 
@@ -94,11 +95,12 @@ def rewards_of(parts: Sequence[Part]) -> Iterator[Term]:
 
 
 def split_expressions(text: str) -> list[str]:
-    """Expressions separated by commas that stand outside of parentheses."""
+    """Expressions separated by commas that stand outside of ensembles."""
     pieces, depth = [""], 0
     for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth <= 0:
+        if depth or (character == "(" and _OPENING.search(pieces[-1])):
+            depth += (character == "(") - (character == ")")
+        if character == "," and not depth:
             pieces.append("")
         else:
             pieces[-1] += character

@@ -33,3 +33,18 @@ def fragile(images, prompts):
 def huge(images, prompts):
     """Finite, and far too large to learn from."""
     return brightness(images, prompts) * 1e37
+
+
+asked: list[list[str]] = []  # the prompts of every call of `ranked`
+
+
+def ranked(images, prompts, metadata):
+    """The place of each image among its prompt's, and how many these are."""
+    asked.append(prompts)
+    assert metadata == [{} for _ in prompts] and len(set(prompts)) == 1
+    order = sorted(range(len(images)), key=lambda i: images[i].mean())
+    return [float(order.index(i)) for i in range(len(images))], {"images": len(images)}
+
+
+ranked.images = "uint8"
+ranked.group = True

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from chat_servers import chatting, says
 from malformed import LEAVES, LONGEST_LINE, byte_variants, json_variants, nested, refusal
 from reward_servers import answering
 
@@ -39,10 +40,24 @@ SPECIFICATIONS = [
     LONG, LONG + ":" + LONG, "1" * 100_000 + "*gold", "1" * 100_000, "gold+" * 20_000, "-" * 100_000,
     "(" * 1000, "tiny_rewards:" + LONG, "tiny_rewards:" + "a." * 50_000 + "b", "a." * 50_000 + "b:c",
     nested(), "{}", "[]", "null", "", " ", "\t\n",
+    "min", "min(", "min()", "min(gold)", "min(gold,", "min(gold,)", "min(,gold)", "min(gold,attributes", "min gold",
+    "min(gold,attributes))", "min(gold;attributes)", "min(gold attributes)", "MIN(gold,attributes)", "max(gold,gold)",
+    "min(" * 1000, "min(" * 2000 + "gold", "gold,min(gold,gold)", "gold(gold,gold)", "2*min", "min*2(gold,gold)",
+    "mean(gold,gold)gold", "var(gold,nope)", "std(1e999*gold,gold)", "mean - 0.5*var", "min(gold,min(gold,min(gold,",
+    "min(" + "gold," * 2000 + "gold", "mean(clip@(,gold)", "min(clip@/w/a)b,gold)", "min(clip@'a,gold)", "_(gold,gold)",
+    "tiny_rewards:brightness@", "tiny_rewards:brightness@jpg", "tiny_rewards:brightness@pil/x", "math:sin", "os:getcwd",
+    "tiny_rewards:brightness@" + LONG, "tiny_rewards:asked", "builtins:int", "builtins:dict", "collections:OrderedDict",
+    "os:sep", "threading:Lock", "builtins:object", "tiny_rewards:brightness(gold)", "ocr@x", "ocr(gold)", "vlm", "vlm@",
+    "vlm@x", "vlm@" + LONG, "vlm@http://", "vlm@http://[", "vlm@ftp://h", "vlm@http://a:99999", "vlm@http://h:1?x=1",
+    "vlm@http://h:1?low=nan", "vlm@http://h:1?low=3&high=2", "vlm@http://h:1?high=-1", "vlm@http://h:1?concurrency=0",
+    "vlm@http://h:1?concurrency=1e9", "vlm@http://h:1?max_tokens=" + "9" * 5000, "vlm@http://h:1?instruction=",
+    "vlm@http://h:1?instruction=%00", "vlm@http://h:1?instruction=/", "vlm@http://h:1?instruction=" + LONG,
+    "vlm@http://h:1?instruction=~nobody-here/x", "vlm@http://127.0.0.1:1?retries=0", "vlm@http://h:1?key_file=%00",
+    "vlm@http://127.0.0.1:1?model=m&retries=0", "vlm@http://h:1?model=" + LONG + "&low=x",
 ]  # fmt: skip
 TOKENS = [
     "gold", "attributes", "jpeg_compressibility", "nope", "clip", "+", "-", "*", "@", ":", ".", " ", "2", "1e5",
-    "nan", "inf", "-3", "os", "tiny_rewards:brightness", "/w/x", '"', "'", "?", "\\", "%00", "\n", "é", "~",
+    "nan", "inf", "-3", "os", "tiny_rewards:brightness", "min(", "mean(", ",", ")", "@pil", "/w/x", '"', "'", "?", "\\", "%00", "\n", "é", "~",
 ]  # fmt: skip
 
 
@@ -159,3 +174,37 @@ def test_replies_that_are_hardly_http():
         remote = RemoteReward(url, retries=0, timeout=20)
         outcomes = [ask(remote) for _ in replies]
     assert len(replies) > 110 and outcomes.count(False) > 60
+
+
+CHAT = json.loads(says("7")[1])
+SAID = [
+    "", " ", "seven", "7 8", "7/9", "1e999", "-1", "11", "1" * 5000, "NaN", "null", "[7]", '"7"', "{}", "\0", "7\0",
+    '{"score": [7]}', '{"score": "7"}', '{"score": 1e999}', "[" * 100_000, '{"score":' * 10_000, "x" * 900_000,
+    "<think>" + "7" * 1000, "```7", "```" * 10_000, "score" * 10_000, "\ud800", "7" + " " * 100_000 + "x",
+]  # fmt: skip
+
+
+def test_replies_of_a_judge():
+    spoilt = [text.encode() for text in json_variants(CHAT, 9, 80)]
+    good = json.dumps(CHAT).encode()
+    replies = [
+        *(says(text)[1] for text in SAID),
+        *OUT_OF_PLACE,
+        *spoilt,
+        *byte_variants(good, 10, 60),
+    ]
+    current = [b""]
+    with chatting(lambda body: (200, current[0])) as (url, _):
+        judge = load_reward(f"vlm@{url}?model=m&retries=0&timeout=20&concurrency=2")
+        outcomes = []
+        for current[0] in replies:
+            try:
+                values = judge(IMAGES, PROMPTS)
+            except InputError as error:
+                one_line(error)
+                outcomes.append(False)
+            else:
+                assert all(0 <= value <= 10 for value in values.tolist())
+                outcomes.append(True)
+    assert not any(outcomes[: len(SAID) + len(OUT_OF_PLACE) - 1])
+    assert outcomes.count(False) > 100
