@@ -50,12 +50,12 @@ _TEMPERATURES = (0.0, 0.5, 1.0)
 _MOST = 2**20  # bytes of an answer
 _LONGEST = 100_000  # characters of an instruction
 _SCORES = ("score", "rating")
+_LONGEST_NUMBER = 100  # characters of a reply that is a number and no JSON
 _PLAIN = re.compile(
-    r"\s*(?:(?:score|rating)\s*[:=]\s*)?([+-]?\d+(?:\.\d+)?)\s*(?:/\s*(\d+(?:\.\d+)?)\s*)?\.?\s*",
-    re.IGNORECASE,
+    r"(?:(?:score|rating)\s*[:=]\s*)?([+-]?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?\s*\.?",
+    re.IGNORECASE | re.ASCII,
 )
-_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
-_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_FENCES = ("```json", "```")
 
 
 class Judge:
@@ -159,10 +159,14 @@ class Judge:
 
 def number_of(reply: str, high: float) -> float | None:
     """The number that a reply consists of; None where it consists of anything else."""
-    text = _THOUGHT.sub("", reply, count=1) if reply.lstrip().startswith("<think>") else reply
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced.group(1)
-    if plain := _PLAIN.fullmatch(text):
+    text = reply.strip()
+    if text.startswith("<think>"):
+        text = text.partition("</think>")[2].strip()
+    fence = next((one for one in _FENCES if text.startswith(one)), "")
+    if fence and text.endswith("```") and len(text) >= len(fence) + 3:
+        text = text[len(fence) : -3].strip()
+    plain = _PLAIN.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
+    if plain:
         if plain.group(2) is not None and float(plain.group(2)) != high:
             return None
         return _finite(float(plain.group(1)))

@@ -47,7 +47,8 @@ def prompts(count: int) -> list[str]:
         ('{"score": true}', None), ('{"score": null}', None), ('{"score": 1, "rating": 2}', None),
         ('{"value": 8}', None), ("{}", None), ("1" + "0" * 400, None), ("1e999", None),
         ("8" * 5000, None),
-        ("<think>8", None), ("10%", None), ("0x8", None), ("٣٫٣", None), ("[" * 5000, None),
+        ("<think>8", None), ("7" + " " * 10**5 + "x", None), ("```" * 10**5, None), ("```7", None),
+        ("``````", None), ("10%", None), ("0x8", None), ("٣٫٣", None), ("[" * 5000, None),
     ],
 )  # fmt: skip
 def test_a_number_is_a_number_or_nothing(reply: str, number: float | None) -> None:
