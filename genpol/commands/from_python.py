@@ -92,7 +92,8 @@ def finetune(
         pipeline: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`; it is trained in
             place, its LoRA is also saved. Settings that are not given are those recommended for
             pipelines of that size, as with `Finetune(model=...)`.
-        reward: (images (B, 3, H, W) float in [0, 1], B prompts) -> B numbers, higher is better.
+        reward: (images (B, 3, H, W) float in [0, 1], B prompts) -> B numbers, higher is better; or
+            any other form that `diffusion.rewards.callables` lists.
         gold: rewards that are only evaluated, by name.
         prompts: the prompts themselves, or a source of them; a tenth is held out of the former.
         objective: a loss of one's own in place of PRDP; see `diffusion.Objective`.

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from doc_blocks import ROOT, blocks
 from PIL import Image
 
 from diffusion import reward_function
@@ -364,6 +365,16 @@ def test_a_group_is_seen_whole() -> None:
         "reward/ranks/size": 3, "reward/ranks/of a": 1, "reward/ranks/of b": 1,
     }  # fmt: skip
     assert set(judged.columns()) == {"reward/ranks/size"}  # what all images have
+
+
+def test_the_example_of_the_page_works() -> None:
+    names: dict = {}
+    for block in blocks(ROOT / "docs/IMAGES.md", "python"):
+        exec(block.text, names)
+    batch = torch.tensor([0.2, 0.6, 0.9, 0.7]).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    judged = as_reward(names["brighter_half"], "half").judge(batch, ["a", "a", "a", "b"])
+    assert judged.total.tolist() == [0, 1, 1, 1]
+    assert judged.means() == {"reward/half/bright pixels": 12}
 
 
 def test_groups_without_names_are_neighbours_of_one_prompt() -> None:
