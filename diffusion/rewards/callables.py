@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -193,6 +193,6 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
 
 def _signature(function: RewardFn) -> inspect.Signature | None:
     try:
-        return inspect.signature(cast(Callable[..., Any], function))
+        return inspect.signature(function)
     except (ValueError, TypeError):
         return None

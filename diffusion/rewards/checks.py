@@ -54,9 +54,11 @@ def judged(
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # a reward that leaves does not end the run quietly
-        culprit, where = error, f"on all images of {_prompt(prompts, 0)}"
-        if alone:
-            culprit, where = _find_culprit(function, images, prompts, error)
+        culprit, where = (
+            _find_culprit(function, images, prompts, error)
+            if alone
+            else (error, f"on all images of {_prompt(prompts, 0)}")
+        )
         raise RewardError(f'Reward "{label}" raised {_said(culprit)} {where}.') from culprit
     scores, details = _parted(value, len(prompts))
     exact = _to_tensor(label, scores, len(prompts))
