@@ -28,6 +28,8 @@ _DEFINED_IN = {
     "Rollouts": "diffusion.objective",
     "PRDP": "diffusion.prdp",
     "two_pass_backward": "diffusion.two_pass",
+    "forward_kl": "diffusion.guards.forward_kl",
+    "policy_kl": "diffusion.guards.forward_kl",
     "InputError": "diffusion.errors",
     "RewardError": "diffusion.errors",
 }

@@ -2,6 +2,8 @@ from diffusion.config import FinetuneConfig as FinetuneConfig
 from diffusion.errors import InputError as InputError
 from diffusion.errors import RewardError as RewardError
 from diffusion.finetune import Finetuner as Finetuner
+from diffusion.guards.forward_kl import forward_kl as forward_kl
+from diffusion.guards.forward_kl import policy_kl as policy_kl
 from diffusion.loading import load_pipeline as load_pipeline
 from diffusion.loading import prepare_pipeline as prepare_pipeline
 from diffusion.lora import load_lora as load_lora

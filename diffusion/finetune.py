@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
 from diffusion.errors import Diverged
 from diffusion.forward import draw_times, forward_process
+from diffusion.guards.forward_kl import policy_kl
 from diffusion.loading import DTYPES
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
 from diffusion.objectives.make import make_objective
@@ -42,6 +43,8 @@ from diffusion.two_pass import Backward, two_pass_backward
 
 ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream; 3 is the self-check's
 DRAWS, WINDOW = 4, 5
+KL_TRAINING, KL_EVALUATION = 6, 7
+KL_PROBES = 64  # images of an epoch that the distance from the reference is taken of
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
 
@@ -60,11 +63,15 @@ def generators(seed: int, purpose: int, epoch: int, indices: range) -> list[torc
 
 @dataclass
 class Evaluation:
-    """Held-out images with their prompts and named rewards, each (n,)."""
+    """Held-out images with their prompts and named rewards, each (n,).
+
+    measures: what else is known of the policy by these images, such as "kl_forward", by name.
+    """
 
     images: Tensor
     prompts: list[str]
     rewards: dict[str, Tensor]
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Finetuner:
@@ -164,13 +171,16 @@ class Finetuner:
         prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
         process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
         with self.trained.averaged():
-            chain, _ = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
+            chain, cond = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
+            streams = generators(cfg.seed, KL_EVALUATION, 0, range(len(prompts)))
+            sample, batch = chain.sample, cfg.rollout_batch
+            apart = policy_kl(self.policy, sample, cond, streams, batch=batch)
         images = self.policy.decode(chain.sample.float())
         alone = torch.arange(len(prompts))
         judged = judge(self.reward, images, prompts, alone)
         rewards = {"reward": judged.raw} | judged.columns()
         rewards |= {k: judge(fn, images, prompts, alone).raw for k, fn in self.gold.items()}
-        return Evaluation(images, prompts, rewards)
+        return Evaluation(images, prompts, rewards, {"kl_forward": float(apart.mean())})
 
     # -- one epoch --------------------------------------------------------------------------------
 
@@ -202,7 +212,7 @@ class Finetuner:
         prepare = getattr(self.objective, "prepare", None)
         if prepare is not None:
             rollouts = prepare(rollouts, each)
-        metrics = {}
+        metrics = {"kl/forward": self.apart(chain.sample, cond, group)}
         if not self.forward:
             metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
         norms = []
@@ -237,6 +247,14 @@ class Finetuner:
             "memory/peak_mb": peak_memory_mb(self.policy.device),
         }
         return metrics
+
+    def apart(self, sample: Tensor, cond: Condition, group: Tensor) -> float:
+        """The KL of the current weights from the reference, by some of an epoch's images."""
+        rows = torch.linspace(0, len(group) - 1, min(KL_PROBES, len(group))).long()
+        streams = generators(self.config.seed, KL_TRAINING, self.epoch, range(len(rows)))
+        some, batch = take(cond, group[rows]), self.config.rollout_batch
+        picked = sample[rows.to(sample.device)]
+        return float(policy_kl(self.policy, picked, some, streams, batch=batch).mean())
 
     def scored(
         self, chain: DenoisingChain, cond: Condition, reward: Tensor, group: Tensor

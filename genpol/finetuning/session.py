@@ -173,5 +173,5 @@ class Session:
 
 
 def means(result: Evaluation) -> dict[str, float]:
-    """Mean of every evaluated reward."""
-    return {name: float(values.mean()) for name, values in result.rewards.items()}
+    """Mean of every evaluated reward, and what else was measured."""
+    return {n: float(values.mean()) for n, values in result.rewards.items()} | result.measures

@@ -1,0 +1,1 @@
+"""Against over-optimisation: how far a policy went, how alike its images are, and what to do."""

@@ -1,0 +1,126 @@
+"""How far a policy is from its reference, on one axis for every objective and sampler.
+
+A diffusion model whose network is exact has, for its own samples noised forwards (arXiv 2101.09258,
+theorem 2; the weights are those of the evidence lower bound, `ForwardProcess.half_weight`),
+
+    KL(p_theta(x_0) || p_ref(x_0)) = D  integral over t in [0, 1] of
+                                     E [ |net_theta(x_t, t, c) - net_ref(x_t, t, c)|^2 / (2 w(t)) ]
+
+with x_0 an image of the policy, x_t its forward noising, |.|^2 a mean over the D dimensions, and
+guidance included in both outputs. It needs finished images and two passes, and no step densities:
+it is defined for chains, for the forward process and for the ODE alike. For chains with eta = 1 it
+is what the KL of whole trajectories tends to with many steps. With few steps that one is several
+times larger, because the noise of a long step is small beside what the step moves.
+
+The integral is taken evenly in log(a^2 / s^2), by the multiples of the golden ratio, so that no
+time goes with certain rows. The times at the ends of the schedule that `forward.EDGE` leaves out
+are left out here, too, and so are times without signal. Unit: nats per image.
+
+Shapes: M samples, S draws of (t, eps) for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import Condition, Predictor, draw
+from diffusion.forward import EDGE, ForwardProcess, forward_process
+from diffusion.scores import take
+
+GOLDEN = (5**0.5 - 1) / 2
+LEAST_SIGNAL = 1e-3  # a^2 of a time that counts in full
+
+
+class Policy(Protocol):
+    """What `policy_kl` needs of a policy; `ImagePolicy` has it."""
+
+    pipe: object
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+    def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+
+
+def spread_times(process: ForwardProcess, count: int) -> tuple[Tensor, Tensor]:
+    """(count,) indices of times, and numbers (count,) float64 to weigh an error of each with.
+
+    The mean of error times number estimates the integral over t of error / (2 w).
+    """
+    n = len(process.timestep)
+    first, last = int(EDGE * n), int((1 - EDGE) * n)
+    inside = torch.arange(min(first, n - 1), max(last, first + 1))
+    # Of a schedule that ends in pure noise, the last step spans half of all log(a^2 / s^2).
+    density = process.slope[inside] * (process.a[inside].square() / LEAST_SIGNAL).clamp_max(1)
+    density = density / density.sum()
+    places = (0.5 + torch.arange(count, dtype=torch.float64) * GOLDEN) % 1
+    at = torch.searchsorted(density.cumsum(0), places).clamp_max(len(inside) - 1)
+    return inside[at], process.half_weight("elbo", inside[at]).double() / (n * density[at])
+
+
+@torch.no_grad()
+def forward_kl(
+    predict: Predictor,
+    reference: Predictor,
+    process: ForwardProcess,
+    samples: Tensor,
+    cond: Condition,
+    generators: Sequence[torch.Generator],
+    *,
+    draws: int = 1,
+    batch: int = 64,
+) -> Tensor:
+    """KL from the reference in nats per image: (M,) float64, whose mean is the estimate.
+
+    One number is of few times and says little by itself; the spread of all M says how sure the mean
+    is.
+
+    Args:
+        predict, reference: the two networks, guidance included.
+        process: the scheduler's forward process.
+        samples: (M, ...) clean samples that the policy drew.
+        cond: one row for each sample.
+        generators: M, one for each sample's noise.
+        draws: S, times and noises for each sample.
+        batch: samples of one pass.
+    """
+    count = len(samples)
+    rows = torch.arange(count).repeat_interleave(draws)
+    at, weight = spread_times(process, count * draws)
+    like = torch.empty(0, device=samples.device)
+    noise = torch.cat([draw(samples.shape[1:], [g] * draws, like) for g in generators])
+    found = torch.zeros(count * draws, dtype=torch.float64)
+    for first in range(0, count * draws, batch):
+        some = slice(first, first + batch)
+        row = rows[some]
+        clean = samples[row.to(samples.device)].float()
+        x_t = process.noised(clean, noise[some], at[some])
+        t = process.timestep[at[some]].to(samples.device)
+        here = take(cond, row)
+        apart = predict(x_t, t, here).float() - reference(x_t, t, here).float()
+        found[some] = apart.square().flatten(1).mean(1).double().cpu() * weight[some]
+    return found.view(count, draws).mean(1) * samples[0].numel()
+
+
+def policy_kl(
+    policy: Policy,
+    samples: Tensor,
+    cond: Condition,
+    generators: Sequence[torch.Generator],
+    *,
+    draws: int = 1,
+    batch: int = 64,
+) -> Tensor:
+    """`forward_kl` of a policy from its reference, at latents (M, ...) that it drew."""
+    return forward_kl(
+        policy.predict,
+        policy.predict_reference,
+        forward_process(policy.pipe.scheduler),  # type: ignore[attr-defined]
+        samples,
+        cond,
+        generators,
+        draws=draws,
+        batch=batch,
+    )
