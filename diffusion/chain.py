@@ -46,6 +46,16 @@ class DenoisingChain:
         """D, the number of scalars in one x."""
         return self.x[0, 0].numel()
 
+    def rows(self, rows: Tensor) -> DenoisingChain:
+        """Some of the chains."""
+        at = rows.to(self.x.device)
+
+        def some(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[at]
+
+        log_prob_ref, kl = some(self.log_prob_ref), some(self.kl)
+        return DenoisingChain(self.x[:, at], self.log_prob[at], log_prob_ref, kl)
+
     @staticmethod
     def concatenate(parts: Sequence[DenoisingChain]) -> DenoisingChain:
         """Join chains along the batch."""

@@ -45,8 +45,21 @@ class FinetuneConfig:
     """Unit of --beta and --clip: means over steps and dimensions as published (per_dim), or nats of
     the joint density."""
     kl_weight: NotNegative | None = None
-    """Weight of the KL from the reference in grpo, and of the distance to the average of the
-    weights in awm, at least 0. Default: 1 for awm, else 0."""
+    """Weight of the KL from the reference in grpo, of the squared distance to the reference's
+    output in nft, and of that to the average of the weights in awm, at least 0. Default: 1 for awm,
+    else 0."""
+    kl_target: Positive | None = None
+    """KL from the reference to hold, in nats per image of kl/forward, above 0. Once an epoch it
+    adapts --beta (prdp, rtb, prdp-forward) or --kl-weight (grpo, nft, awm), which give the start.
+    Default: none, they stay."""
+    kl_gain: Annotated[float, Gt(0), Lt(5)] = 1.0
+    """How fast --kl-target adapts, above 0 and below 5: the constant changes by at most a fifth of
+    this an epoch."""
+    filter: Literal["best-worst"] | None = None
+    """Images that are trained on: the best and the worst of each prompt. All are drawn, and
+    advantages are those within all. Default: none, all of them."""
+    filter_keep: Count = 2
+    """Images that --filter keeps at each end, above 0, of every prompt."""
     normalise_ratio: bool = False
     """Give the log-ratios of every step the same mean and spread, in grpo."""
     draws: Count | None = None
@@ -164,3 +177,19 @@ def check(config: FinetuneConfig) -> None:
             if getattr(config, name):
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} is of a LoRA, and --train full trains none")
+    if config.filter is not None:
+        _check_filter(config)
+
+
+def _check_filter(config: FinetuneConfig) -> None:
+    from diffusion.errors import InputError
+
+    drawn, keep = config.images_per_prompt, config.filter_keep
+    if config.algorithm == "dpo":
+        raise InputError("--filter is for images that are drawn, and dpo trains on pairs of files")
+    if drawn is not None and 2 * keep >= drawn:
+        raise InputError(
+            f"--filter-keep {keep} keeps {2 * keep} images of each prompt, but only {drawn} are "
+            f"drawn, so nothing is filtered; keep fewer, or raise --images-per-prompt above "
+            f"{2 * keep}"
+        )

@@ -28,7 +28,10 @@ from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
 from diffusion.errors import Diverged
 from diffusion.forward import draw_times, forward_process
+from diffusion.guards.diversity import within_group
+from diffusion.guards.filtering import best_and_worst
 from diffusion.guards.forward_kl import policy_kl
+from diffusion.guards.kl_target import kl_target, weight_of, with_weight
 from diffusion.loading import DTYPES
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
 from diffusion.objectives.make import make_objective
@@ -38,12 +41,13 @@ from diffusion.prompts.sources import PromptSource
 from diffusion.rewards.callables import RewardFn
 from diffusion.rewards.reward import as_reward, judge
 from diffusion.scores import ChainScores, ForwardScores, take
-from diffusion.trained_weights import TrainedWeights
+from diffusion.trained_weights import SwapWeights, TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
 ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream; 3 is the self-check's
 DRAWS, WINDOW = 4, 5
-KL_TRAINING, KL_EVALUATION = 6, 7
+KL_TRAINING, KL_EVALUATION, SEVERAL = 6, 7, 8
+ALIKE, PROMPTS_ALIKE = 4, 8  # images of a prompt, and most prompts, that diversity is measured of
 KL_PROBES = 64  # images of an epoch that the distance from the reference is taken of
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
@@ -94,6 +98,7 @@ class Finetuner:
         self.reward: RewardFn = as_reward(reward, "reward", device=policy.device)
         self.gold = {k: as_reward(v, k, device=policy.device) for k, v in (gold or {}).items()}
         self.objective: Objective = objective or make_objective(config)
+        self.kl_target = kl_target(config, self.objective)
         self.forward = hasattr(self.objective, "terms")
         """Whether the objective is one on the forward process: it needs finished images only."""
         self.process = self.process_of(0)
@@ -163,24 +168,36 @@ class Finetuner:
                 raise Stopped
         return DenoisingChain.concatenate(parts), cond
 
-    def evaluate(self, count: int) -> Evaluation:
+    def evaluate(self, count: int, weights: Mapping[str, Tensor] | None = None) -> Evaluation:
         """One image of each of `count` held-out prompts, fixed seeds, scored by every reward.
 
-        Flow models are evaluated as they are used: by the ODE.
+        Flow models are evaluated as they are used: by the ODE. `weights` stand in for the trained
+        ones by name.
         """
         prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
         process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
-        with self.trained.averaged():
+        average = self.trained.averaged()
+        with SwapWeights(self.trained.parameters, dict(weights)) if weights else average:
             chain, cond = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
             streams = generators(cfg.seed, KL_EVALUATION, 0, range(len(prompts)))
             sample, batch = chain.sample, cfg.rollout_batch
             apart = policy_kl(self.policy, sample, cond, streams, batch=batch)
+            measures = {"kl_forward": float(apart.mean())} | self.alike(prompts, process)
         images = self.policy.decode(chain.sample.float())
         alone = torch.arange(len(prompts))
         judged = judge(self.reward, images, prompts, alone)
         rewards = {"reward": judged.raw} | judged.columns()
         rewards |= {k: judge(fn, images, prompts, alone).raw for k, fn in self.gold.items()}
-        return Evaluation(images, prompts, rewards, {"kl_forward": float(apart.mean())})
+        return Evaluation(images, prompts, rewards, measures)
+
+    def alike(self, prompts: list[str], process: ReverseProcess) -> dict[str, float]:
+        """Diversity of four images of each of a few prompts: one prompt in 16 of an evaluation."""
+        some = prompts[: min(len(prompts) // 16, PROMPTS_ALIKE)]
+        if not some:
+            return {}
+        chain, _ = self.draw(some, ALIKE, SEVERAL, 0, reference=False, process=process)
+        group = torch.arange(len(some)).repeat_interleave(ALIKE)
+        return {"diversity": within_group(self.policy.decode(chain.sample.float()), group)}
 
     # -- one epoch --------------------------------------------------------------------------------
 
@@ -208,11 +225,16 @@ class Finetuner:
         judged = judge(self.reward, images, each, group)
         reward = judged.total
         drawn = time.perf_counter() - start
-        scores, rollouts = self.scored(chain, cond, reward, group)
-        prepare = getattr(self.objective, "prepare", None)
-        if prepare is not None:
-            rollouts = prepare(rollouts, each)
-        metrics = {"kl/forward": self.apart(chain.sample, cond, group)}
+        metrics = {
+            "kl/forward": self.apart(chain.sample, cond, group),
+            "diversity/within_group": within_group(images, group),
+        }
+        if cfg.filter is None:
+            scores, rollouts = self.scored(chain, cond, reward, group)
+            rollouts = self.prepared(rollouts, each)
+        else:
+            scores, rollouts = self.filtered(chain, cond, reward, group, each)
+            metrics["filter/kept"] = len(rollouts.reward) / len(group)
         if not self.forward:
             metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
         norms = []
@@ -231,6 +253,9 @@ class Finetuner:
         with torch.no_grad():  # weights may be finite and what the network says may not
             said = self.probe(scores, rollouts, 4)[0]
             self.require_finite("what the network says", float(said.abs().max()))
+        if self.kl_target is not None:
+            metrics["kl/beta"] = weight_of(self.objective)
+            self.objective = self.kl_target.adapted(self.objective, metrics["kl/forward"])
         seconds = time.perf_counter() - start
         self.epoch += 1
         metrics |= inner | reward_statistics(judged.raw) | judged.means()
@@ -255,6 +280,34 @@ class Finetuner:
         some, batch = take(cond, group[rows]), self.config.rollout_batch
         picked = sample[rows.to(sample.device)]
         return float(policy_kl(self.policy, picked, some, streams, batch=batch).mean())
+
+    def prepared(self, rollouts: Rollouts, prompts: list[str]) -> Rollouts:
+        """With what the objective makes of an epoch's rewards, where it makes something."""
+        prepare = getattr(self.objective, "prepare", None)
+        return rollouts if prepare is None else prepare(rollouts, prompts)
+
+    def filtered(
+        self,
+        chain: DenoisingChain,
+        cond: Condition,
+        reward: Tensor,
+        group: Tensor,
+        prompts: list[str],
+    ) -> tuple[ChainScores | ForwardScores, Rollouts]:
+        """`scored` and `prepared`, the second by all images and the first of those that are kept.
+
+        Log-probs that `prepare` sees are 0 for objectives on finished images.
+        """
+        zeros = torch.zeros(len(group), len(self.weights))
+        old, ref = chain.log_prob, chain.log_prob_ref
+        tables = (zeros, zeros) if self.forward or ref is None else (old.cpu(), ref.cpu())
+        whole = Rollouts(*tables, reward, group, self.weights, chain.dimensions)
+        whole = self.prepared(whole, prompts)
+        keep = best_and_worst(reward, group, self.config.filter_keep)
+        scores, rollouts = self.scored(chain.rows(keep), cond, whole.reward[keep], group[keep])
+        if whole.advantage is not None:
+            rollouts = replace(rollouts, advantage=whole.advantage[keep])
+        return scores, rollouts
 
     def scored(
         self, chain: DenoisingChain, cond: Condition, reward: Tensor, group: Tensor
@@ -291,8 +344,17 @@ class Finetuner:
             policy.device,
         )
         anchor = self.predict_anchor if objective.anchor else None
+        asks = getattr(objective, "needs_reference", False)
         scores = ForwardScores(
-            objective, process, policy.predict, sample, shared, cond, group, anchor
+            objective,
+            process,
+            policy.predict,
+            sample,
+            shared,
+            cond,
+            group,
+            anchor,
+            policy.predict_reference if asks else None,
         )
         old = reference = torch.zeros(len(sample), draws)
         if not objective.linear:
@@ -346,6 +408,8 @@ class Finetuner:
         values: dict = {"epoch": self.epoch, "updates": self.trained.updates}
         if hasattr(self.objective, "state_dict"):
             values["objective"] = self.objective.state_dict()
+        if self.kl_target is not None:
+            values["kl_beta"] = weight_of(self.objective)
         return self.trained.state(), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict) -> None:
@@ -353,6 +417,8 @@ class Finetuner:
         self.trained.load_state(tensors, values["updates"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(values["objective"])
+        if self.kl_target is not None:
+            self.objective = with_weight(self.objective, values["kl_beta"])
         self.epoch = values["epoch"]
 
 

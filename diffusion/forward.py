@@ -146,8 +146,8 @@ def draw_times(
 class Denoised:
     """What a network said of M noised samples, for an objective to make numbers of.
 
-    x0, x_t, target, output: (M, ...). at: (M,) times. output_anchor: the same under the average of
-    the weights, where the objective asks for it.
+    x0, x_t, target, output: (M, ...). at: (M,) times. output_anchor, output_reference: the same
+    under the average of the weights and under the reference, where the objective asks for it.
     """
 
     process: ForwardProcess
@@ -157,6 +157,7 @@ class Denoised:
     target: Tensor
     output: Tensor
     output_anchor: Tensor | None = None
+    output_reference: Tensor | None = None
 
     def loss(self) -> Tensor:
         """l: (M,) float32."""
@@ -173,6 +174,7 @@ def denoise(
     which: Tensor,
     cond: Condition,
     anchor: Predictor | None = None,
+    reference: Predictor | None = None,
 ) -> Denoised:
     """Noise samples `rows` with draw `which` of their group and ask the network; differentiable.
 
@@ -183,18 +185,16 @@ def denoise(
         group: (M,) index of each sample's group in `draws`.
         rows, which: (m,) pairs of a sample and one of the S draws.
         cond: one row per pair.
-        anchor: asked as well, without gradient.
+        anchor, reference: asked as well, without gradient.
     """
     of = group[rows]
     at, noise = draws.at[of, which], draws.noise[of, which].to(x0.device)
     clean = x0[rows].float()
     x_t, target = process.noised(clean, noise, at), process.target(clean, noise, at)
     t = process.timestep[at].to(x0.device)
-    other = None
-    if anchor is not None:
-        with torch.no_grad():
-            other = anchor(x_t, t, cond)
-    return Denoised(process, clean, x_t, at, target, predict(x_t, t, cond), other)
+    with torch.no_grad():
+        others = [None if one is None else one(x_t, t, cond) for one in (anchor, reference)]
+    return Denoised(process, clean, x_t, at, target, predict(x_t, t, cond), *others)
 
 
 def _at(table: Tensor, at: Tensor, like: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class PRDP:
     clip: float | None = 1e-4
     unit: str = "per_dim"
     aggregate: str = "mean"
+    held_by = "beta"
 
     def __post_init__(self) -> None:
         if self.beta <= 0:

@@ -76,6 +76,7 @@ class ForwardScores:
     cond: Condition
     group: Tensor
     anchor: Predictor | None = None
+    reference: Predictor | None = None
     rollout_table: Tensor | None = None
 
     def score(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -110,5 +111,6 @@ class ForwardScores:
             columns,
             take(self.cond, self.group[rows]),
             self.anchor,
+            self.reference,
         )
         return self.objective.terms(denoised)

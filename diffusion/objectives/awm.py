@@ -38,6 +38,7 @@ class AWM:
     terms_per_draw = 2
     anchor = True
     linear = False
+    held_by = "kl"
 
     def __post_init__(self) -> None:
         if self.clip is not None and not 0 < self.clip < 1:

@@ -35,6 +35,7 @@ class GRPO:
     clip: float | None = 1e-4
     kl: float = 0.0
     normalise_ratio: bool = False
+    held_by = "kl"
 
     def __post_init__(self) -> None:
         if self.clip is not None and not 0 < self.clip < 1:

@@ -10,7 +10,12 @@ A is the advantage within the group. Errors are those of the clean sample, each 
 mean absolute value m (no gradient through m), as the released code has it. The images are drawn
 under the average, whose decay grows from 0 (`decay`), so the first steps are on-policy.
 
-Units: r has none; b mixes outputs. There is no KL term: the average is what holds the policy.
+The average is what holds the policy. Where kl > 0, the released code's other term is added,
+
+    kl |v_theta - v_ref|^2        a mean over dimensions of the network's outputs
+
+Units: r has none; b mixes outputs; kl is per dimension of the output. Published: 1e-4, beside a
+loss that is 5 times this one, so 2e-5 here.
 """
 
 from __future__ import annotations
@@ -30,20 +35,33 @@ ADVANTAGE_LIMIT = 5.0
 
 @dataclass(frozen=True)
 class NFT:
-    """The DiffusionNFT loss. mix: b."""
+    """The DiffusionNFT loss. mix: b. kl: weight of the distance to the reference, 0 for none."""
 
     mix: float = 0.1
     draws: int = 4
     decay_rate: float = 0.005
     decay_limit: float = 0.5
-    terms_per_draw = 2
+    kl: float = 0.0
     anchor = True
     drawn_by_anchor = True
     linear = True  # in the table: its gradient needs no first pass
+    held_by = "kl"
 
     def __post_init__(self) -> None:
         if not 0 < self.mix <= 1:
             raise InputError(f"the mix b must be above 0 and at most 1, got {self.mix}")
+        if self.kl < 0:
+            raise InputError(f"the weight of the KL must be at least 0, got {self.kl}")
+
+    @property
+    def terms_per_draw(self) -> int:
+        """Three numbers with the distance to the reference, else two."""
+        return 3 if self.kl else 2
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `terms` needs outputs under the reference."""
+        return self.kl > 0
 
     def decay(self, updates: int) -> float:
         """Of the average of the weights, after `updates` optimiser steps."""
@@ -55,16 +73,19 @@ class NFT:
         return replace(rollouts, advantage=0.5 + 0.5 * (advantage / ADVANTAGE_LIMIT).clamp(-1, 1))
 
     def terms(self, denoised: Denoised) -> Tensor:
-        """(M, 2) the errors of v+ and of v-, each over its own mean absolute value and over b."""
+        """(M, 2) the errors of v+ and of v-, each over its own mean absolute value and over b; with
+        kl (M, 3), the squared distance to the reference's output too."""
         assert denoised.output_anchor is not None
         old, new, b = denoised.output_anchor.float(), denoised.output.float(), self.mix
-        return torch.stack(
-            [
-                self._error(denoised, (1 - b) * old + b * new),
-                self._error(denoised, (1 + b) * old - b * new),
-            ],
-            1,
-        )
+        terms = [
+            self._error(denoised, (1 - b) * old + b * new),
+            self._error(denoised, (1 + b) * old - b * new),
+        ]
+        if self.kl:
+            assert denoised.output_reference is not None
+            apart = (new - denoised.output_reference.float()).square()
+            terms.append(apart.flatten(1).mean(1))
+        return torch.stack(terms, 1)
 
     def _error(self, denoised: Denoised, output: Tensor) -> Tensor:
         gap = denoised.process.x0(output, denoised.x_t, denoised.at) - denoised.x0
@@ -72,12 +93,17 @@ class NFT:
         return gap.square().flatten(1).mean(1) / (size * self.mix)
 
     def __call__(self, table: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
-        """Loss (scalar, float64) and metrics for a table (M, S, 2) of `terms`."""
+        """Loss (scalar, float64) and metrics for a table (M, S, C) of `terms`."""
         assert rollouts.advantage is not None, "prepare() comes first"
         r = rollouts.advantage.to(table.device).double()[:, None]
-        plus, minus = table.double().unbind(-1)
+        plus, minus = table[..., :2].double().unbind(-1)
         loss = (r * plus + (1 - r) * minus).mean()
-        return loss, {
+        more = {}
+        if self.kl:
+            apart = table[..., 2].double().mean()
+            loss = loss + self.kl * apart
+            more["nft/distance"] = float(apart.detach())
+        return loss, more | {
             "nft/loss": float(loss.detach()),
             "nft/positive_loss": float((r * plus).mean().detach()),
             "nft/negative_loss": float(((1 - r) * minus).mean().detach()),

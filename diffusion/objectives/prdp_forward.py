@@ -42,6 +42,7 @@ class PRDPForward:
     terms_per_draw = 1
     anchor = False
     linear = False
+    held_by = "beta"
 
     def __post_init__(self) -> None:
         self._loss(1)  # raises for constants that cannot be

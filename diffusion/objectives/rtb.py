@@ -31,6 +31,7 @@ class RTB:
 
     beta: float = 3e-5
     unit: str = "per_dim"
+    held_by = "beta"
 
     def __post_init__(self) -> None:
         if self.beta <= 0:

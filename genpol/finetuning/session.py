@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Evaluation, Finetuner
+from diffusion.trained_weights import SwapWeights
 from genpol.finetuning.export import save_weights
 from genpol.finetuning.samples import PICTURES, before_after_picture, save_evaluation
+from genpol.finetuning.stopping import Watch
 from genpol.reports.grids import grid
 from genpol.runs.run import Run
 from genpol.runs.state_tree import fitting
@@ -30,7 +32,10 @@ class _Values(BaseModel):
 
 
 class Session:
-    """What one run writes, and when; the numbers come from the tuner."""
+    """What one run writes, and when; the numbers come from the tuner.
+
+    With a `watch`, the weights that users load are those of the best evaluation.
+    """
 
     def __init__(
         self,
@@ -41,17 +46,36 @@ class Session:
         keep_checkpoints: int,
         about: Mapping[str, str] | None = None,
         kohya: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self.tuner, self.run, self.config = tuner, run, tuner.config
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.about, self.kohya = about or {}, kohya
         self.before: dict[str, float] = {}
+        self.watch = watch
         self.seconds, self.mark = 0.0, time.perf_counter()
         self.saved_epoch = self.logged_epoch = -1
 
     @property
     def final_images(self) -> int:
         return self.config.final_eval_images or self.config.eval_images
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the watched reward has fallen often enough."""
+        return self.watch is not None and self.watch.stopped
+
+    def stop_note(self) -> str:
+        assert self.watch is not None
+        return f"stopped early, after epoch {self.tuner.epoch}: {self.watch.reason()}"
+
+    def see(self, result: Evaluation) -> dict[str, float]:
+        """Show an evaluation of the current weights to the watch; what to log."""
+        if self.watch is None:
+            return {}
+        with self.tuner.trained.averaged():
+            weights = dict(self.tuner.trained.parameters)
+            return self.watch.see(self.tuner.epoch, result.rewards, weights)
 
     def elapsed(self) -> float:
         """Seconds spent, earlier sittings included."""
@@ -75,6 +99,8 @@ class Session:
             if state.epoch != step:
                 raise ValueError(f"it holds the state of epoch {state.epoch}")
             self.tuner.load_state(tensors, values)
+            if self.watch is not None:
+                self.watch.load_state(tensors, values.get("watch"))
         self.before, self.seconds = state.before, state.seconds
         self.saved_epoch = step
         self.run.truncate(step)
@@ -83,7 +109,8 @@ class Session:
         """Evaluate and picture the untouched pipeline."""
         result = self.tuner.evaluate(self.final_images)
         self.before = means(result)
-        self.run.log(0, {f"eval/{k}": v for k, v in self.before.items()} | checks)
+        rows = {f"eval/{k}": v for k, v in self.before.items()} | self.see(result)
+        self.run.log(0, rows | checks)
         self.picture(0, result)
         save_evaluation(self.run.folder / "samples", "before", result)
         self.save()
@@ -93,29 +120,35 @@ class Session:
         epoch, cfg = self.tuner.epoch, self.config
         metrics = metrics | {"time/seconds": self.elapsed()}
         last = epoch == cfg.epochs
-        if epoch % cfg.eval_every == 0 and not last:
+        if epoch % cfg.eval_every == 0 and (self.watch is not None or not last):
             result = self.tuner.evaluate(cfg.eval_images)
-            metrics |= {f"eval/{k}": v for k, v in means(result).items()}
+            metrics |= {f"eval/{k}": v for k, v in means(result).items()} | self.see(result)
             self.picture(epoch, result)
         self.run.log(epoch, metrics)
         self.logged_epoch = epoch
-        if epoch % self.checkpoint_every == 0 or last:
+        if epoch % self.checkpoint_every == 0 or last or self.stopped:
             self.save()
 
     def save(self) -> None:
         """Write a checkpoint and the weights users load, whole or not at all."""
         tensors, values = self.tuner.state()
         values |= {"before": self.before, "seconds": self.elapsed()}
+        if self.watch is not None:
+            best, values["watch"] = self.watch.state()
+            tensors = tensors | best
         epoch = self.tuner.epoch
         self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
         self.saved_epoch = epoch
-        self.save_weights()
+        self.save_for_users()
 
-    def save_weights(self) -> None:
-        """Write the weights users load, with what a LoRA's file says of itself."""
-        steps = {"ss_steps": self.tuner.trained.updates, "ss_epoch": self.tuner.epoch}
+    def save_for_users(self) -> None:
+        """Write the weights users load: the best with a watch, else the average or the last; with
+        what a LoRA's file says of itself."""
+        trained = self.tuner.trained
+        steps = {"ss_steps": trained.updates, "ss_epoch": self.tuner.epoch}
         about = {**self.about, **{name: str(value) for name, value in steps.items()}}
-        with self.tuner.trained.averaged():
+        best = {} if self.watch is None else self.watch.weights
+        with SwapWeights(trained.parameters, best) if best else trained.averaged():
             save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya)
 
     @contextmanager
@@ -148,10 +181,18 @@ class Session:
 
     def finish(self) -> dict[str, float]:
         """Evaluate as before training, write summary.json and the before/after grid."""
-        result = self.tuner.evaluate(self.final_images)
-        after, epoch = means(result), self.tuner.epoch
-        self.run.log(epoch, {f"eval/{k}": v for k, v in after.items()})
-        self.picture(epoch, result)
+        epoch, watch = self.tuner.epoch, self.watch
+        if watch is None or watch.seen != epoch or watch.epoch == epoch:
+            result = self.tuner.evaluate(self.final_images)
+            more = {} if watch is None or watch.seen == epoch else self.see(result)
+            self.run.log(epoch, {f"eval/{k}": v for k, v in means(result).items()} | more)
+            self.picture(epoch, result)
+        of = epoch if watch is None else watch.epoch
+        if watch is not None:
+            self.save_for_users()
+            if of != epoch:
+                result = self.tuner.evaluate(self.final_images, watch.weights)
+        after = means(result)
         save_evaluation(self.run.folder / "samples", "after", result)
         summary = {f"eval/{k}_before": v for k, v in self.before.items()}
         summary |= {f"eval/{k}_after": v for k, v in after.items()}
@@ -160,11 +201,19 @@ class Session:
             "train/epochs": float(epoch),
             "time/seconds": self.elapsed(),
         }
+        if watch is not None:
+            summary |= {
+                "stop/weights_epoch": float(of),
+                "stop/early": float(epoch < self.config.epochs),
+            }
         self.run.summary(summary)
-        picture = before_after_picture(self.run.folder / "samples", epoch)
+        picture = before_after_picture(self.run.folder / "samples", of)
         if picture is not None:
             self.run.log_images(epoch, "samples/before_after", picture)
         kind = "lora" if self.config.train == "lora" else "unet"
+        if watch is not None:
+            how = self.stop_note() if summary["stop/early"] else f"all {epoch} epochs ran"
+            print(f"{how}; the weights in {kind}/ are those of {watch.name}'s best, epoch {of}")
         print(
             f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
             f"on {len(result.images)} images; weights in {self.run.folder / kind}"

@@ -82,6 +82,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.pipelines import ImagePolicy
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import as_reward, load_reward, split_expressions
+    from genpol.finetuning.stopping import watched
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
     from offline.threads import in_threads
@@ -111,6 +112,8 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     }
     for name, one in (given.gold or {}).items():
         gold[name] = as_reward(one, name, device=device)
+    if config.stop_when is not None:
+        watched(config.stop_when, ["reward", *gold])
     lora = lora_fingerprint(config.lora) if config.lora else None
     hide_loading_bars()
     if given.pipeline is not None:
@@ -183,6 +186,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     from diffusion.selfcheck import self_check
     from genpol.finetuning.about import about_run
     from genpol.finetuning.session import Session
+    from genpol.finetuning.stopping import Watch, watched
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
 
@@ -213,14 +217,19 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             keep_checkpoints=config.keep_checkpoints,
             about=about_run(tuner, model=str(config.model), reward=str(config.reward)),
             kohya=config.export == "kohya",
+            watch=None
+            if config.stop_when is None
+            else Watch(watched(config.stop_when, ["reward", *tuner.gold]), config.stop_patience),
         )
         session.restore()
         if "export" in changed:
-            session.save_weights()
+            session.save_for_users()
         with session.keeping():
             if tuner.epoch >= config.epochs:
                 done = f"{config.output} has already run {tuner.epoch} epochs"
                 print(f"{done}; raise --epochs to go on")
+            elif session.stopped:
+                print(f"{config.output} {session.stop_note()}; raise --stop-patience to go on")
             else:
                 report = self_check(tuner)  # after a resume as well: the machine may be another
                 for line in report.warnings:
@@ -229,7 +238,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                     session.begin(report.metrics)
             bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
             with bar:
-                while tuner.epoch < config.epochs and not guard.stop:
+                while tuner.epoch < config.epochs and not (guard.stop or session.stopped):
                     try:
                         metrics = tuner.run_epoch(lambda: guard.stop)
                         bar.update()
@@ -240,7 +249,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                         session.after_epoch(metrics)
                     except Stopped:
                         break
-            if ended := tuner.epoch >= config.epochs:
+            if ended := tuner.epoch >= config.epochs or session.stopped:
                 summary = session.finish()
             else:
                 session.save()

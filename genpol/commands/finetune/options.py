@@ -12,7 +12,7 @@ from offline.ranges import Count, Decay, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
-    "epochs", "wandb", "device", "threads", "export",
+    "epochs", "wandb", "device", "threads", "export", "stop_patience",
     "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -25,6 +25,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "objective": (
         "algorithm", "inner_steps", "clip", "clipping", "unit", "aggregate", "step_weights",
         "kl_weight", "normalise_ratio", "draws", "loss_weight", "mix",
+    ),
+    "against over-optimisation": (
+        "kl_target", "kl_gain", "filter", "filter_keep", "stop_when", "stop_patience",
     ),
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
@@ -71,6 +74,13 @@ class Finetune(FinetuneConfig):
     gold_reward: str | None = None
     """Rewards that are only evaluated, separated by commas. Default: the gold checker on world
     prompts, else none."""
+    stop_when: str | None = None
+    """Stop once an evaluated reward falls: "gold falls", "NAME falls" with a name of --gold-reward,
+    or "heldout falls" for the training reward. The weights left are those of the best evaluation,
+    whether or not the run stops. Default: run all epochs and leave the last weights."""
+    stop_patience: Count = 2
+    """Evaluations in a row, every --eval-every epochs, at which the reward of --stop-when must be
+    below its best by more than the standard error, above 0."""
     prompts: str | None = None
     """Prompts: a .txt, .jsonl or .csv file, or a generator such as world."""
     prompt_column: str = "prompt"
@@ -99,8 +109,9 @@ class Finetune(FinetuneConfig):
     output: Path = Path("runs/finetune")
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None
-    """Run folder to go on with, bit for bit. --epochs may be raised. --learning-rate,
-    --max-grad-norm and --autocast may be others, where the run diverged. Default: a new run."""
+    """Run folder to go on with, bit for bit. --epochs and --stop-patience may be raised.
+    --learning-rate, --max-grad-norm and --autocast may be others, where the run diverged. Default:
+    a new run."""
     checkpoint_every: Count = 5
     """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2
