@@ -214,15 +214,21 @@ def _parsed(text: str) -> int | float | str:
 
 
 def differences(
-    one: Numbers, two: Numbers, *, relative: float = 0.0, absolute: float = 0.0
+    one: Numbers,
+    two: Numbers,
+    *,
+    relative: float = 0.0,
+    absolute: float = 0.0,
+    more: bool = False,
 ) -> list[str]:
     """A line for each number in which two runs differ.
 
     With both tolerances 0, equal means equal to the last bit. Otherwise floats a and b may differ
     by `relative` max(|a|, |b|) + `absolute`, hashes are not compared, and all else has to be equal.
+    With `more`, `two` may have numbers that `one` has not: a later version logs them.
     """
     exact, found = not (relative or absolute), []
-    for name in [*one, *(name for name in two if name not in one)]:
+    for name in [*one, *(name for name in two if name not in one and not more)]:
         a, b = (run.get(name, "nothing") for run in (one, two))
         if a == b or not exact and name.endswith("/sha256"):
             continue

@@ -39,7 +39,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 def check(found: dict, kind: str, name: str) -> None:
     expected = EXPECTED[kind][name]
     assert expected
-    assert differences(expected, found, relative=RELATIVE, absolute=ABSOLUTE) == []
+    assert differences(expected, found, relative=RELATIVE, absolute=ABSOLUTE, more=True) == []
 
 
 @pytest.mark.usefixtures("runs")

@@ -24,7 +24,8 @@ def test_the_numbers_are_those_of_before(command, tmp_path):
         pytest.skip("; ".join(elsewhere) + ": compare with an earlier checkout, --against")
     found = run(ROOT, command, tmp_path / command)
     assert len(expected[command]) > 100
-    assert differences(expected[command], found, relative=RELATIVE, absolute=ABSOLUTE) == []
+    tolerance = {"relative": RELATIVE, "absolute": ABSOLUTE}
+    assert differences(expected[command], found, **tolerance, more=True) == []
 
 
 def leave_run(folder, loss="0.25", weight=1.0, success=3, seconds="7"):
@@ -49,6 +50,13 @@ def test_a_run_is_read_without_what_the_clock_says(tmp_path):
         "policy.safetensors/rms/w": 1.0,
         "summary.json/wins": 3,
     }
+
+
+def test_numbers_that_a_later_version_adds_are_no_difference_and_those_it_drops_are():
+    old, new = {"a": 1.0}, {"a": 1.0, "b": 2.0}
+    assert differences(old, new, more=True) == []
+    assert differences(old, new) == ["b: nothing and 2.0"]
+    assert differences(new, old, more=True) == ["b: 2.0 and nothing"]
 
 
 def test_every_difference_has_its_line(tmp_path):
