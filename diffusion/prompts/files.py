@@ -1,217 +1,177 @@
-"""Files of prompts: text, JSON lines, CSV and TSV, read record by record and again by byte offset.
+"""A file of prompts, by what its name ends in: text, JSON lines, a JSON list, CSV or TSV.
 
-Every complaint about a file is one line that names the file, the line and the remedy.
+What gzip packed is unpacked once, into a temporary file that has no name.
 """
 
 from __future__ import annotations
 
-import csv
+import gzip
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from io import BufferedReader
+from typing import BinaryIO, Protocol
 
-from diffusion.errors import InputError, did_you_mean, listed, shown
+from diffusion.errors import InputError, shown
+from diffusion.prompts.columns import Columns
+from diffusion.prompts.json_list import json_list
+from diffusion.prompts.lines import Lines, Parser, json_lines, plain, table
 
-LONGEST_LINE = 2**20  # bytes; more is not a file of prompts
-FORMATS = ".txt, .jsonl, .csv or .tsv"
+FORMATS = ".txt, .jsonl, .json, .csv, .tsv or .parquet"
+# A packed file may hold this many bytes, or so many times its own; real text packs 3 to 10 times.
+_SMALL, _RATIO = 2**26, 100
 
 
-def exists(spec: str) -> bool:
-    """Whether a path leads to anything, a folder and a pipe included."""
-    return os.path.exists(os.path.expanduser(spec))
+class PromptFile(Protocol):
+    """Prompts on disk. `digest` (hex SHA-256 of the bytes) is there once `scan` has ended."""
+
+    digest: str
+    columns: Columns
+
+    def scan(self, whole: bool = False) -> Iterator[tuple[int, str]]:
+        """Place and prompt of each record, in order, blank ones skipped; at least one.
+
+        Only with `whole` do they carry their metadata for sure.
+        """
+
+    def read(self, places: Iterable[int]) -> list[str]:
+        """The prompts at `places`, which a scan gave; refuses a file that changed since."""
 
 
-class PromptFile:
-    """A file of prompts. `digest` (hex SHA-256 of its bytes) is there once `scan` has ended."""
+class LineFile:
+    """A file that is read record by record; the place of a record is its byte offset."""
 
-    def __init__(self, spec: str, column: str) -> None:
-        self.path = os.path.abspath(os.path.expanduser(spec))
-        self.spec = spec = shown(spec, 200)  # as messages show it
-        self.column = column
+    def __init__(self, path: str, spec: str, columns: Columns) -> None:
+        self.path, self.spec, self.columns = path, spec, columns
         self.digest = ""
         self.stamp = (-1, -1)  # size and modification time at which the digest was right
-        if os.path.isdir(self.path):
-            raise InputError(f"{spec} is a folder: give one file of prompts ({FORMATS}).")
-        if not os.path.isfile(self.path):
+        self._unpacked: BinaryIO | None = None
+        if not os.path.isfile(path):
             raise InputError(f"{spec} is not a regular file: save the prompts in one ({FORMATS}).")
-        suffix = os.path.splitext(self.path)[1].lower()
-        # From the lines at the start of the file to what reads records from where the lines are.
-        self.parser: Callable[[_Lines], Callable[[], Iterator[str]]]
+        stem, suffix = os.path.splitext(path)
+        self.packed = suffix.lower() == ".gz"
+        suffix = (os.path.splitext(stem)[1] if self.packed else suffix).lower()
+        self.parser: Parser
         if suffix in (".csv", ".tsv"):
-            self.parser = partial(_table, column, "," if suffix == ".csv" else "\t")
+            self.parser = partial(table, columns, "," if suffix == ".csv" else "\t")
         elif suffix in (".jsonl", ".ndjson"):
-            self.parser = partial(partial, _json_lines, column)
+            self.parser = partial(json_lines, columns)
+        elif suffix == ".json":
+            self.parser = partial(json_list, columns)
         elif suffix in (".txt", ".text", ""):
-            self.parser = partial(partial, _plain)
+            self.parser = plain
+        elif suffix == ".parquet":
+            raise InputError(f"{spec}: parquet is packed inside already: unpack it with gunzip.")
         else:
-            raise InputError(f'{spec}: prompts come as {FORMATS}, not as "{suffix}": convert it.')
+            raise InputError(
+                f'{spec}: prompts come as {FORMATS}, not as "{shown(suffix)}": convert it.'
+            )
 
-    def scan(self) -> Iterator[tuple[int, str]]:
-        """Byte offset and text of each prompt, in order, blank ones skipped; at least one."""
+    def scan(self, whole: bool = False) -> Iterator[tuple[int, str]]:
         empty = True
         with self._open() as lines:
-            stamp = _stamp(lines.file)
+            stamp = stamp_of(lines.file)
             records = self.parser(lines)()
             while True:
-                offset = lines.offset  # parsers read no line ahead, so the record starts here
+                offset = lines.offset  # these parsers read no line ahead
                 text = next(records, None)
                 if text is None:
                     break
                 if text:
                     empty = False
-                    yield offset, text
+                    yield offset if lines.began is None else lines.began, text
             self.digest, self.stamp = lines.sha.hexdigest(), stamp
         if empty:
             raise InputError(f"{self.spec} holds no prompts: put one on each line.")
 
-    def read(self, offsets: Iterable[int]) -> list[str]:
-        """The prompts at `offsets`, which a scan gave; refuses a file that changed since."""
+    def read(self, places: Iterable[int]) -> list[str]:
         with self._open() as lines:
-            stamp = _stamp(lines.file)
+            stamp = stamp_of(lines.file)
             if stamp != self.stamp:
                 if hashlib.file_digest(lines.file, "sha256").hexdigest() != self.digest:
-                    raise InputError(
-                        f"{self.spec} was changed while in use: restore it, or start a new run."
-                    )
+                    raise changed(self.spec)
                 self.stamp = stamp
                 lines.seek(0)
             records = self.parser(lines)
             texts = []
-            for offset in offsets:
+            for offset in places:
                 lines.seek(int(offset))
                 texts.append(next(records()))
             return texts
 
     @contextmanager
-    def _open(self) -> Iterator[_Lines]:
-        try:
-            with open(self.path, "rb") as file:
-                yield _Lines(file, self.spec)
-        except OSError as error:
-            why = error.strerror or error
-            raise InputError(f"{self.spec} cannot be read ({why}): is it there for you?") from error
+    def _open(self) -> Iterator[Lines]:
+        with unreadable(self.spec):
+            if self.packed:
+                if self._unpacked is None:
+                    self._unpacked = unpacked(self.path, self.spec)
+                    weakref.finalize(self, self._unpacked.close)
+                self._unpacked.seek(0)
+                yield Lines(self._unpacked, self.spec)
+            else:
+                with open(self.path, "rb") as file:
+                    yield Lines(file, self.spec)
 
 
-class _Lines:
-    """The decoded lines of a file. `offset` (bytes) is where the next one starts."""
+def unpacked(path: str, spec: str) -> BinaryIO:
+    """A temporary file of what is in a gzip file; it is gone once it is closed.
 
-    def __init__(self, file: BufferedReader, spec: str) -> None:
-        self.file, self.spec = file, spec
-        self.offset, self.number = 0, 0  # `number` is the line last read, from 1
-        self.sha = hashlib.sha256()
-
-    def seek(self, offset: int) -> None:
-        self.file.seek(offset)
-        self.offset = offset
-
-    def error(self, what: str, number: int | None = None) -> InputError:
-        return InputError(f"{self.spec}, line {number or self.number}: {what}")
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        raw = self.file.readline(LONGEST_LINE + 1)
-        if not raw:
-            raise StopIteration
-        start, self.offset = self.offset, self.offset + len(raw)
-        self.number += 1
-        self.sha.update(raw)
-        if len(raw) > LONGEST_LINE:
-            raise self.error("longer than 1 MiB: is this a text file with a prompt on each line?")
-        if start == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise self.error("not UTF-8 at byte 0, but UTF-16: save the file as UTF-8.")
-        if b"\0" in raw:
-            byte = start + raw.index(b"\0")
-            raise self.error(f"a NUL at byte {byte}: a binary file, or UTF-16? Save it as UTF-8.")
-        try:
-            return raw.decode("utf-8-sig" if start == 0 else "utf-8")
-        except UnicodeDecodeError as error:
-            byte = start + error.start
-            raise self.error(f"not UTF-8 at byte {byte}: save the file as UTF-8.") from error
+    Raises:
+        InputError: it is torn, no gzip file, or unpacks to far more than text does.
+    """
+    most = max(_SMALL, _RATIO * os.path.getsize(path))
+    out = tempfile.TemporaryFile()
+    try:
+        with gzip.open(path, "rb") as packed:
+            while chunk := _next_chunk(packed, spec):
+                if out.tell() + len(chunk) > most:
+                    raise InputError(
+                        f"{spec} unpacks to more than {_RATIO} times its size, which no text does: "
+                        "if it is right, unpack it with gunzip first."
+                    )
+                try:
+                    out.write(chunk)
+                except OSError as error:
+                    raise InputError(
+                        f"{spec} cannot be unpacked into {tempfile.gettempdir()} "
+                        f"({error.strerror or error}): free some space there, or set TMPDIR."
+                    ) from error
+    except BaseException:
+        out.close()
+        raise
+    return out
 
 
-def _stamp(file: BufferedReader) -> tuple[int, int]:
+def _next_chunk(packed: gzip.GzipFile, spec: str) -> bytes:
+    try:
+        return packed.read(2**20)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{spec} is no whole gzip file ({shown(error)}): copy it again, or rename it if it is "
+            "not packed."
+        ) from error
+
+
+@contextmanager
+def unreadable(spec: str) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{spec} cannot be read ({why}): is it there for you?") from error
+
+
+def changed(spec: str) -> InputError:
+    """What is said of a file that is not as it was scanned."""
+    return InputError(f"{spec} was changed while in use: restore it, or start a new run.")
+
+
+def stamp_of(file: BinaryIO) -> tuple[int, int]:
+    """Size and modification time; a file in which neither changed has not changed."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
-
-
-# ----------------------------------------------------- records, from where the lines happen to be
-
-
-def _plain(lines: _Lines) -> Iterator[str]:
-    for line in lines:
-        text = line.strip()
-        if "\r" in text:
-            raise lines.error("a carriage return inside: save the file with \\n line ends.")
-        yield text
-
-
-def _json_lines(column: str, lines: _Lines) -> Iterator[str]:
-    for line in lines:
-        if not line.strip():
-            yield ""
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-            raise lines.error(f"not JSON ({why}): each line is one object or string.") from error
-        if isinstance(record, dict):
-            if column not in record:
-                raise lines.error(_no_column("key", column, list(record)))
-            record = record[column]
-        if not isinstance(record, str):
-            kind = "null" if record is None else type(record).__name__
-            raise lines.error(f"the prompt is a {kind}, not a string: put it in double quotes.")
-        if "\0" in record or any("\ud800" <= letter <= "\udfff" for letter in record):
-            raise lines.error("a NUL or half a surrogate pair in the prompt: take it out.")
-        yield record.strip()
-
-
-def _table(column: str, delimiter: str, lines: _Lines) -> Callable[[], Iterator[str]]:
-    """Reads the header; raises when it lacks `column`."""
-    _, header = next(_rows(delimiter, lines), (0, None))
-    if header is None:
-        return partial(iter, ())
-    names = [name.strip() for name in header]
-    if column not in names:
-        raise lines.error(_no_column("column", column, names))
-    return partial(_fields, names.index(column), len(names), delimiter, lines)
-
-
-def _fields(index: int, width: int, delimiter: str, lines: _Lines) -> Iterator[str]:
-    for number, row in _rows(delimiter, lines):
-        if len(row) <= index or any(row[width:]):
-            raise lines.error(
-                f"{len(row)} fields where the header has {width}: "
-                "put double quotes around a prompt with a separator in it.",
-                number,
-            )
-        yield row[index].strip()
-
-
-def _rows(delimiter: str, lines: _Lines) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row that is not blank; a quoted field may span lines."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        number = lines.number + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise lines.error(f"{error}: is a double quote left open?", number) from error
-        if row:
-            yield number, row
-
-
-def _no_column(kind: str, column: str, names: list[str]) -> str:
-    """What is missing, what there is, and which of it was perhaps meant, on one line."""
-    hint = did_you_mean(column, names)
-    known = f" Known: {listed(names)}." if hint.startswith(" Did") else ""
-    return f'no {kind} "{shown(column)}".{hint}{known}'

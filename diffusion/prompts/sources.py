@@ -2,24 +2,29 @@
 
 A prompt is held out when the first 64 bits of the SHA-256 of its normalised text (case folded,
 white space collapsed), read as a share of 2^64, fall below the held-out fraction: duplicates never
-straddle the split, and it does not move when lines are added. Of a file only byte offsets stay in
-memory, 8 bytes a prompt. The order is a function of (epoch, n, seed), so a resumed run needs no
-state. A line that stands in a file twice is trained on twice a pass, and held out once.
+straddle the split, and it does not move when lines are added. Of a file only the places of prompts
+stay in memory, 8 bytes each. The order is a function of (epoch, n, seed), so a resumed run needs no
+state. A text that stands in a file twice is trained on twice a pass, each time with the negative
+prompt and the metadata of its own row, and held out once, with those of its first row.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError, did_you_mean, shown
-from diffusion.prompts.files import PromptFile, exists
+from diffusion.prompts.columns import Tell
+from diffusion.prompts.files import PromptFile
+from diffusion.prompts.opening import exists, open_prompts
+from diffusion.prompts.prompt import Prompt
 from diffusion.world import scenes
 
 Ints = NDArray[np.int64]
@@ -56,14 +61,19 @@ class PromptSource(Protocol):
 def load_prompts(
     spec: str | Sequence[str],
     *,
-    column: str = "prompt",
+    column: str | None = None,
     held_out_fraction: float = 0.1,
     eval_spec: str | None = None,
+    tell: Tell = print,
 ) -> PromptSource:
     """Prompts to train on and held-out ones: a file, a generator or a list, split by hash.
 
-    `spec` is a .txt (a prompt a line), .jsonl (objects with key `column`, or strings), .csv or .tsv
-    file (`column` of it), one of `GENERATORS`, or the prompts themselves. `held_out_fraction` in
+    `spec` is a .txt (a prompt a line), .jsonl or .json (objects with key `column`, or strings),
+    .csv, .tsv or .parquet file (`column` of it), one of the first five with .gz, a folder of
+    .parquet files, a dataset saved to disk, one of `GENERATORS`, or the prompts themselves. Where
+    `column` is None it is "prompt", else the only one it may be, and `tell` gets a line that names
+    it. A column "negative_prompt" holds negative prompts; the others are metadata of the prompt
+    (see `diffusion.prompts.prompt.Prompt`). `held_out_fraction` in
     [0, 1) is the share of distinct prompts kept from training; where the hash picks none, or all,
     the prompt with the lowest, or all but that with the highest, is held out. At 0, `held_out`
     returns training prompts. With `eval_spec` (same forms) nothing else is held out: `held_out`
@@ -77,10 +87,10 @@ def load_prompts(
     fraction, held, drop = held_out_fraction, None, None
     digests = [f"held out {fraction}"]
     if eval_spec is not None:
-        held, digest = _evaluation_side(_open(eval_spec, column))
+        held, digest = _evaluation_side(_open(eval_spec, column, tell))
         fraction, drop = 0.0, held.has
         digests = [f"evaluation {digest}"]
-    content = _open(spec, column)
+    content = _open(spec, column, tell)
     spec = spec if isinstance(spec, str) else f"a list of {len(spec)}"
     train: _Side
     if isinstance(content, str):
@@ -104,17 +114,17 @@ def load_prompts(
     return _Source(spec, fingerprint, train, held, eval_spec is None and fraction == 0)
 
 
-def read_all(spec: str, column: str = "prompt") -> Iterator[str]:
+def read_all(spec: str, column: str | None = None, tell: Tell = print) -> Iterator[str]:
     """All prompts of a file in its order, repeats included; a bad line raises when reached."""
-    content = _open(spec, column)
-    if not isinstance(content, PromptFile):
+    content = _open(spec, column, tell)
+    if isinstance(content, str | _InMemory):
         raise InputError(f'"{spec}" is a generator: say how many prompts with --num-prompts.')
-    return (text for _, text in content.scan())
+    return (text for _, text in content.scan(whole=True))
 
 
 def take(spec: str, n: int, seed: int) -> list[str]:
     """n distinct held-out prompts of a named generator."""
-    if isinstance(_open(spec, "prompt"), PromptFile):
+    if not isinstance(_open(spec, None), str | _InMemory):
         raise InputError(f"{spec} is a file, all of which is used: leave out --num-prompts.")
     prompts = load_prompts(spec).held_out(n, seed)
     if len(prompts) < n:
@@ -140,14 +150,16 @@ class _InMemory:
     def __init__(self, prompts: Sequence[str]) -> None:
         self.prompts = prompts
 
-    def scan(self) -> Iterator[tuple[int, str]]:
+    def scan(self, whole: bool = False) -> Iterator[tuple[int, str]]:
         return enumerate(self.prompts)
 
-    def read(self, offsets: Ints) -> list[str]:
-        return [self.prompts[i] for i in offsets]
+    def read(self, places: Iterable[int]) -> list[str]:
+        return [self.prompts[i] for i in places]
 
 
-def _open(spec: str | Sequence[str], column: str) -> str | _InMemory | PromptFile:
+def _open(
+    spec: str | Sequence[str], column: str | None, tell: Tell = print
+) -> str | _InMemory | PromptFile:
     """The content behind `spec`: the name of a world, a list, or a file, not yet read."""
     if not isinstance(spec, str):
         if not spec or not all(isinstance(prompt, str) and prompt.strip() for prompt in spec):
@@ -158,18 +170,27 @@ def _open(spec: str | Sequence[str], column: str) -> str | _InMemory | PromptFil
     if spec == "animals":
         return _InMemory(ANIMALS)
     if exists(spec):
-        return PromptFile(spec, column)
+        return open_prompts(spec, column, tell)
     hint = did_you_mean(spec, GENERATORS)
     raise InputError(f"Prompts '{shown(spec)}': no file of that name, and no generator.{hint}")
 
 
 def _digest(content: str | _InMemory | PromptFile) -> str:
-    if isinstance(content, PromptFile):
-        return f"{content.column} {content.digest}"
     if isinstance(content, _InMemory):
-        return " ".join(content.prompts)
+        return " ".join(content.prompts) + "".join(_beside(p) for p in content.prompts)
+    if not isinstance(content, str):  # an older version read no negative prompts from files
+        negatives = ", negative prompts" if content.columns.negatives else ""
+        return f"{content.columns.name} {content.digest}{negatives}"
     words = (scenes.SIZES, scenes.TEXTURES, scenes.COLOURS, scenes.SHAPES)
     return repr((content, words, tuple(scenes.POSITIONS), tuple(scenes.RELATIONS)))
+
+
+def _beside(prompt: str) -> str:
+    """What a prompt of a list carries, as text; nothing of a plain one."""
+    if not isinstance(prompt, Prompt) or (prompt.negative is None and not prompt.metadata):
+        return ""
+    beside = [prompt.negative, dict(prompt.metadata)]
+    return "\n" + json.dumps(beside, sort_keys=True, default=lambda one: type(one).__name__)
 
 
 def _index(content: _InMemory | PromptFile, drop: Drop | None = None) -> tuple[Ints, Hashes]:

@@ -395,8 +395,7 @@ def test_100_000_prompts_cost_8_bytes_each(write):
         ("p.jsonl", b'{"prompt": "a\\u0000b"}\n', ["line 1", "NUL"]),
         ("p.jsonl", b'{"prompt": "\\ud800"}\n', ["line 1", "surrogate"]),
         ("deep.jsonl", b"[" * 200_000, ["line 1", "not JSON"]),
-        ("p.json", b'["a"]', [".json", ".jsonl"]),
-        ("p.parquet", b"PAR1", [".parquet", ".csv"]),
+        ("p.yaml", b"- a\n", [".yaml", ".jsonl", ".parquet"]),
     ],
 )
 def test_a_bad_file_is_one_clear_line(write, name, content, words):
