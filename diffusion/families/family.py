@@ -8,6 +8,7 @@ the same generators.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +89,22 @@ class Family:
         """The same of negative prompts, whose meaning may differ where they are empty."""
         return self.encode(prompts, device)
 
+    def reader(self) -> tuple[Any, int]:
+        """The tokenizer whose encoder reads the most of a prompt, and how many tokens that are."""
+        return self.pipe.tokenizer, self.max_length()
+
+    def max_length(self) -> int:
+        """`max_sequence_length`, or the default of the pipeline's own `encode_prompt`."""
+        own = inspect.signature(self.pipe.encode_prompt).parameters["max_sequence_length"]
+        return self.max_sequence_length or own.default
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """Tokens of N prompts as `encode` reads them, before it cuts any."""
+        tokenizer, _ = self.reader()
+        # Quiet, since it would warn of each; the caller says it of all.
+        found = tokenizer(list(prompts), add_special_tokens=True, truncation=False, verbose=False)
+        return [len(ids) for ids in found["input_ids"]]
+
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
     ) -> Tensor:
@@ -114,6 +131,19 @@ class Family:
         """Images (B, 3, H, W) in about [-1, 1]; `latents` in the autoencoder's dtype."""
         config = self.pipe.vae.config
         return self.pipe.vae.decode(latents / config.scaling_factor, return_dict=False)[0]
+
+
+def in_chat(tokenizer: Any, prompts: list[str], thinking: bool) -> list[str]:
+    """Each prompt as a user's message of a chat that waits for its answer."""
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        for prompt in prompts
+    ]
 
 
 def image_shift(scheduler: Any, tokens: int) -> float:

@@ -76,6 +76,9 @@ class Flux(TokenFamily):
         )
         return {"text": embeds, "pooled": pooled}
 
+    def reader(self) -> tuple[Any, int]:
+        return self.pipe.tokenizer_2, self.max_length()  # CLIP gives one pooled vector
+
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
     ) -> Tensor:

@@ -10,6 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
 from diffusion.chain import Condition
+from diffusion.families.family import in_chat
 from diffusion.families.flux import JOINT, TokenFamily
 
 
@@ -51,6 +52,9 @@ class Flux2Klein(TokenFamily):
             prompts, device, **({} if length is None else {"max_sequence_length": length})
         )
         return {"text": embeds, "text_ids": ids}
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return super().count_tokens(in_chat(self.pipe.tokenizer, prompts, thinking=False))
 
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float

@@ -34,6 +34,9 @@ class PixArt(Family):
         )
         return {"text": embeds, "mask": mask}
 
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return super().count_tokens([prompt.lower().strip() for prompt in prompts])
+
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
     ) -> Tensor:

@@ -25,11 +25,22 @@ class QwenImage(TokenFamily):
     recommended = {"num_inference_steps": 28, "guidance_scale": 4.0, "negative_prompt": " "}
 
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
-        length = self.max_sequence_length or 512
+        length = self.max_length()
         embeds, mask = self.pipe.encode_prompt(prompts, device, max_sequence_length=length)
         if mask is None:  # all of one length
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         return {"text": embeds, "mask": mask}
+
+    def max_length(self) -> int:
+        return self.max_sequence_length or 512
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        template, dropped = (
+            self.pipe.prompt_template_encode,
+            self.pipe.prompt_template_encode_start_idx,
+        )
+        counts = super().count_tokens([template.format(prompt) for prompt in prompts])
+        return [count - dropped for count in counts]
 
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float

@@ -32,7 +32,7 @@ class Sana(Family):
         return self._encode(prompts, device, instructed=False)
 
     def _encode(self, prompts: list[str], device: torch.device, instructed: bool) -> Condition:
-        length = self.max_sequence_length or 300
+        length = self.max_length()
         # The pipeline's own call puts its long instruction before a prompt, and none before a
         # negative one.
         instruction = SANA_INSTRUCTION if instructed else None
@@ -44,6 +44,16 @@ class Sana(Family):
             complex_human_instruction=instruction,
         )
         return {"text": embeds, "mask": mask}
+
+    def max_length(self) -> int:
+        return self.max_sequence_length or 300
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        instruction = "\n".join(SANA_INSTRUCTION)
+        before = len(self.pipe.tokenizer.encode(instruction)) - 2  # as the pipeline counts it
+        texts = [instruction + prompt.lower().strip() for prompt in prompts]
+        counts = super().count_tokens(texts)
+        return [count - before for count in counts]
 
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float

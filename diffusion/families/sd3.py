@@ -47,6 +47,11 @@ class SD3(Family):
         )
         return {"text": embeds, "pooled": pooled}
 
+    def reader(self) -> tuple[Any, int]:
+        clip = self.pipe.tokenizer, self.pipe.tokenizer_max_length
+        t5 = self.pipe.tokenizer_3, self.max_length()
+        return clip if self.pipe.text_encoder_3 is None or t5[1] < clip[1] else t5
+
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
     ) -> Tensor:

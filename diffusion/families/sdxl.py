@@ -31,8 +31,10 @@ class SDXL(UNetFamily):
 
     def encode_negative(self, prompts: list[str], device: torch.device) -> Condition:
         cond = self.encode(prompts, device)
-        if not any(prompts) and self.pipe.config.force_zeros_for_empty_prompt:
-            cond |= {name: torch.zeros_like(cond[name]) for name in ("text", "pooled")}
+        empty = [i for i, prompt in enumerate(prompts) if not prompt]
+        if empty and self.pipe.config.force_zeros_for_empty_prompt:
+            for name in ("text", "pooled"):
+                cond[name] = cond[name].index_fill(0, torch.tensor(empty, device=device), 0)
         return cond
 
     def call(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ class UNetFamily(Family):
     def default_size(self) -> int:
         size = self.pipe.unet.config.sample_size
         return int((size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor)
+
+    def reader(self) -> tuple[Any, int]:
+        return self.pipe.tokenizer, self.pipe.tokenizer.model_max_length
 
     def decode(self, latents: Tensor) -> Tensor:
         config = self.pipe.vae.config

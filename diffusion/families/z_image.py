@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.chain import Condition
-from diffusion.families.family import Family, image_shift
+from diffusion.families.family import Family, image_shift, in_chat
 
 ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 
@@ -44,7 +44,7 @@ class ZImage(Family):
         return {"sigmas": sigmas, "mu": image_shift(self.pipe.scheduler, tokens)}
 
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
-        length = self.max_sequence_length or 512
+        length = self.max_length()
         embeds, _ = self.pipe.encode_prompt(
             list(prompts), device, do_classifier_free_guidance=False, max_sequence_length=length
         )
@@ -53,6 +53,12 @@ class ZImage(Family):
         for i, row in enumerate(embeds):
             padded[i, : len(row)], mask[i, : len(row)] = row, True
         return {"text": padded, "mask": mask}
+
+    def max_length(self) -> int:
+        return self.max_sequence_length or 512
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return super().count_tokens(in_chat(self.pipe.tokenizer, prompts, thinking=True))
 
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float

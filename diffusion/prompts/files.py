@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from diffusion.errors import InputError, shown
 from diffusion.prompts.columns import Columns
@@ -92,7 +92,8 @@ class LineFile:
         with self._open() as lines:
             stamp = stamp_of(lines.file)
             if stamp != self.stamp:
-                if hashlib.file_digest(lines.file, "sha256").hexdigest() != self.digest:
+                file: Any = lines.file
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.digest:
                     raise changed(self.spec)
                 self.stamp = stamp
                 lines.seek(0)

@@ -15,6 +15,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Drop = Callable[[str], bool]  # whether a prompt is to be left out of training
 
+DRAWN = 256  # scenes of a generator that stand for all of them
 PATIENCE = 20_000  # fruitless draws after which a scene generator counts as exhausted
 WORLDS = {"world": 0.5, "world-lone": 0.0, "world-pairs": 1.0}  # share of two-object scenes
 # The 45 common animals of DDPO (arXiv 2305.13301), in the order of its public code.
@@ -84,10 +86,11 @@ def load_prompts(
     """
     if not 0 <= held_out_fraction < 1:
         raise InputError(f"The held-out share must be in [0, 1), not {held_out_fraction}.")
-    fraction, held, drop = held_out_fraction, None, None
+    fraction, held, drop, eval_content = held_out_fraction, None, None, None
     digests = [f"held out {fraction}"]
     if eval_spec is not None:
-        held, digest = _evaluation_side(_open(eval_spec, column, tell))
+        eval_content = _open(eval_spec, column, tell)
+        held, digest = _evaluation_side(eval_content)
         fraction, drop = 0.0, held.has
         digests = [f"evaluation {digest}"]
     content = _open(spec, column, tell)
@@ -111,7 +114,8 @@ def load_prompts(
             held = _Listed(content.read, _distinct(train.offsets, hashes))
     digests.append(_digest(content))
     fingerprint = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-    return _Source(spec, fingerprint, train, held, eval_spec is None and fraction == 0)
+    contents = [content] if eval_content is None else [content, eval_content]
+    return _Source(spec, fingerprint, train, held, eval_spec is None and fraction == 0, contents)
 
 
 def read_all(spec: str, column: str | None = None, tell: Tell = print) -> Iterator[str]:
@@ -238,12 +242,30 @@ def _evaluation_side(content: str | _InMemory | PromptFile) -> tuple[_Side, str]
 
 class _Source:
     def __init__(
-        self, name: str, fingerprint: str, train: _Side, held_out: _Side, held_out_is_train: bool
+        self,
+        name: str,
+        fingerprint: str,
+        train: _Side,
+        held_out: _Side,
+        held_out_is_train: bool,
+        contents: list[str | _InMemory | PromptFile],
     ) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.held_out_is_train = held_out_is_train
         self.num_train, self.num_held_out = train.size, held_out.size
         self.train, self.held_out = train.epoch, held_out.fixed
+        self.contents = contents
+
+    def first(self, n: int) -> Iterator[str]:
+        """The first prompts of each of its files, up to n together, and some of a generator."""
+        both = (self._of(content) for content in self.contents)
+        return islice(chain.from_iterable(both), n)
+
+    @staticmethod
+    def _of(content: str | _InMemory | PromptFile) -> Iterator[str]:
+        if isinstance(content, str):
+            return iter(_Scenes(content, held_out=False).epoch(0, DRAWN, 0))
+        return (text for _, text in content.scan())
 
 
 class _Listed:

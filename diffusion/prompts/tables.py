@@ -38,9 +38,6 @@ class Tables:
         place, empty = 0, True
         for path in self.paths:
             name = self._name(path)
-            digest, stamp = _digest_and_stamp(path, name)
-            digests.append(digest)
-            stamps.append(stamp)
             first = place
             with _readable(name), _opened(path, name) as file:
                 texts = self._texts(file.schema, name)
@@ -51,6 +48,9 @@ class Tables:
                             empty = False
                             yield first + start + i, text
                     place = first + start + batch.num_rows
+            digest, stamp = _digest_and_stamp(path, name)
+            digests.append(digest)
+            stamps.append(stamp)
             ends.append(place)
         if empty:
             raise InputError(f"{self.spec} holds no prompts: put one in each row.")

@@ -80,6 +80,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
     from diffusion.lora import lora_fingerprint
     from diffusion.pipelines import ImagePolicy
+    from diffusion.prompts.lengths import say_cuts_once, source_warnings
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import as_reward, load_reward, split_expressions
     from genpol.finetuning.stopping import watched
@@ -154,6 +155,16 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         width=config.width,
         max_sequence_length=config.max_sequence_length,
     )
+    say_cuts_once()
+    for line in source_warnings(
+        policy.family,
+        prompts,
+        drawn=config.prompts_per_epoch,
+        evaluated=config.eval_images,
+        seed=config.seed,
+        negative=config.negative_prompt if policy.family.guided(config.guidance_scale) else None,
+    ):
+        print(f"warning: {line}")
     return Finetuner(policy, reward, prompts, config, gold, given.objective), identity
 
 

@@ -82,14 +82,17 @@ class Finetune(FinetuneConfig):
     """Evaluations in a row, every --eval-every epochs, at which the reward of --stop-when must be
     below its best by more than the standard error, above 0."""
     prompts: str | None = None
-    """Prompts: a .txt, .jsonl or .csv file, or a generator such as world."""
-    prompt_column: str = "prompt"
-    """Column (csv) or key (jsonl) that holds the prompt."""
+    """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, a saved dataset's folder, or a
+    generator such as world."""
+    prompt_column: str | None = None
+    """Column or key that holds the prompt. Default: prompt, else the only one it may be, such as
+    caption or text."""
     held_out: Decay = 0.1
     """Share of the prompts that is never trained on, at least 0 and below 1, chosen by a hash of
     the prompt. At 0, evaluations use training prompts."""
     eval_prompts: str | None = None
-    """Separate file of held-out prompts. Default: the share of --held-out."""
+    """Held-out prompts of your own, in the same forms as --prompts. Default: the share of
+    --held-out."""
     lora: str | None = None
     """LoRA to start from: a folder or .safetensors file in any usual layout. Its rank, alpha and
     layers are kept, and it is the reference as well. Default: none, a new LoRA."""

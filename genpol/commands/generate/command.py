@@ -84,6 +84,7 @@ def run(config: Generate) -> None:
         "negative_prompt": config.negative_prompt,
         "eta": config.eta,
     }
+    warn_of_cuts(pipe, prompts, call)
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
     per_batch = max(1, config.batch // config.best_of)
@@ -144,6 +145,18 @@ def read_prompts(config: Generate) -> list[str]:
     return list(islice(read_all(config.prompts, config.prompt_column), config.num_prompts))
 
 
+def warn_of_cuts(pipe: Any, prompts: list[str], call: dict[str, Any]) -> None:
+    """Say how many prompts are longer than the pipeline reads."""
+    from diffusion.families import family_class
+    from diffusion.prompts.lengths import say_cuts_once, warnings_of_cuts
+
+    say_cuts_once()
+    family = family_class(type(pipe).__name__)(pipe)
+    negative = call["negative_prompt"] if family.guided(call["guidance_scale"]) else None
+    for line in warnings_of_cuts(family, prompts, len(prompts), negative):
+        print(f"warning: {line}")
+
+
 def load_unet(folder: str, like: Any) -> Any:
     """A UNet saved by --train full, in the dtype of the one it replaces."""
     from diffusion.errors import InputError
@@ -180,6 +193,9 @@ def draw_batch(
         write_beside(config.output / name, png(images[best]))
         row: dict[str, Any] = {"file": name, "prompt": prompt, "seed": seeds[best]}
         row |= {"candidates": k, "scheduler": scheduler}
+        own = getattr(prompt, "negative", None)
+        if own is not None:
+            row["negative_prompt"] = own
         if reward:
             row |= {"reward": float(scores[best]), "reward_mean": float(scores[group].mean())}
         rows.append(row)
@@ -187,17 +203,31 @@ def draw_batch(
 
 
 def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str, Any]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] by the pipeline's own call, one CPU generator per image."""
+    """Images (B, 3, H, W) in [0, 1] by the pipeline's own call, one CPU generator per image.
+
+    A prompt's own negative prompt counts before the one of `call`.
+    """
     import torch
 
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    from diffusion.prompts.prompt import negative_of
+
+    negatives = [negative_of(prompt, call["negative_prompt"]) for prompt in prompts]
     options = dict(call)
-    # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
-    negative = call["negative_prompt"]
-    options["negative_prompt"] = [negative] * len(prompts) if negative else None
     if type(pipe.scheduler).__name__ == "DDPMScheduler":
         options.pop("eta")
-    return pipe(prompts, generator=generators, output_type="pt", **options).images.float().cpu()
+    images: list[Any] = [None] * len(prompts)
+    for some in (True, False):
+        rows = [i for i, negative in enumerate(negatives) if bool(negative) == some]
+        if rows:
+            # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
+            options["negative_prompt"] = [negatives[i] for i in rows] if some else None
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
+            drawn = pipe(
+                [prompts[i] for i in rows], generator=generators, output_type="pt", **options
+            ).images
+            for i, image in zip(rows, drawn.float().cpu(), strict=True):
+                images[i] = image
+    return torch.stack(images)
 
 
 def png(image: Tensor) -> bytes:
@@ -219,7 +249,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     from offline.files import write_beside
 
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    own = ("negative_prompt",) if any("negative_prompt" in row for row in rows) else ()
+    writer = csv.DictWriter(buffer, (*COLUMNS, *own), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_beside(path, buffer.getvalue().encode())

@@ -31,8 +31,8 @@ class Generate:
     """Draw images from a pipeline (+ LoRA), optionally the best of K by a reward."""
 
     prompts: str
-    """Prompts: a .txt, .jsonl or .csv file, or a generator such as world (then also
-    --num-prompts)."""
+    """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, a saved dataset's folder, or a
+    generator such as world (then also --num-prompts)."""
     model: str = "tiny"
     """Pipeline: "tiny" (shipped), a diffusers folder, a hub id, or a single .safetensors file."""
     variant: str | None = None
@@ -46,8 +46,9 @@ class Generate:
     none."""
     unet: str | None = None
     """Folder of a fully fine-tuned UNet, such as runs/x/unet. Default: the pipeline's own."""
-    prompt_column: str = "prompt"
-    """Column (csv) or key (jsonl) that holds the prompt."""
+    prompt_column: str | None = None
+    """Column or key that holds the prompt. Default: prompt, else the only one it may be, such as
+    caption or text."""
     num_prompts: Count | None = None
     """Number of prompts, at least 1: the first of a file, or held-out ones of a generator. Default:
     all of a file."""
