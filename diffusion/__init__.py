@@ -21,6 +21,7 @@ _DEFINED_IN = {
     "reward_function": "diffusion.rewards.callables",
     "load_prompts": "diffusion.prompts.sources",
     "PromptSource": "diffusion.prompts.sources",
+    "Prompt": "diffusion.prompts.prompt",
     "Finetuner": "diffusion.finetune",
     "FinetuneConfig": "diffusion.config",
     "self_check": "diffusion.selfcheck",

@@ -11,6 +11,7 @@ from diffusion.objective import Objective as Objective
 from diffusion.objective import Rollouts as Rollouts
 from diffusion.pipelines import ImagePolicy as ImagePolicy
 from diffusion.prdp import PRDP as PRDP
+from diffusion.prompts.prompt import Prompt as Prompt
 from diffusion.prompts.sources import PromptSource as PromptSource
 from diffusion.prompts.sources import load_prompts as load_prompts
 from diffusion.rewards import load_reward as load_reward

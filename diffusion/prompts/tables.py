@@ -42,6 +42,7 @@ class Tables:
             with _readable(name), _opened(path, name) as file:
                 texts = self._texts(file.schema, name)
                 for start, batch in file.batches(None if whole else texts):
+                    batch.validate(full=True)  # places in a torn file would lead anywhere
                     for i, row in enumerate(_rows(batch)):
                         text = self._prompt(row, name, start + i)
                         if text:
@@ -164,6 +165,8 @@ def _some(file: _Parquet | _Arrow, rows: list[int]) -> Iterator[tuple[int, dict[
     waiting = iter(rows)
     row = next(waiting, None)
     for start, batch in file.batches(None, rows):
+        if row is not None and row < start + batch.num_rows:
+            batch.validate(full=True)
         while row is not None and row < start + batch.num_rows:
             yield row, next(_rows(batch.slice(row - start, 1)))
             row = next(waiting, None)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
+import time
 
 import pytest
 from malformed import LEAVES, LONGEST_LINE, byte_variants, json_variants, nested, refusal
@@ -18,6 +21,61 @@ TEXT = 'a cat\na dog\na "big", brown bear\n\ntwo owls é\n'.encode()
 ROWS = [{"prompt": "a cat", "id": 1}, {"prompt": "a dog", "tags": ["x", {"y": None}]}, "two owls"]
 LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
 TABLE = b'id,prompt\n1,a cat\n2,"a ""big"", dog"\n3,"two\nlines"\n4,an owl\n'
+
+
+LIST = json.dumps(ROWS, indent=1).encode()
+WRAPPED = json.dumps({"version": 1, "prompts": ROWS, "by": None}).encode()
+
+
+def parquet(columns, **more):
+    """Bytes of a Parquet file."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, **more)
+    return sink.getvalue()
+
+
+def stream(columns):
+    """Bytes of an Arrow stream, as the files of saved datasets."""
+    pa = pytest.importorskip("pyarrow")
+    sink, table = io.BytesIO(), pa.table(columns)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def tables():
+    """(suffix, bytes) of spoilt Parquet and Arrow files."""
+    good = {"prompt": ["a cat", "a dog", "two owls"], "n": [1, 2, 3], "m": [[1], None, [2, 3]]}
+    broken = [
+        {"prompt": [1, 2]}, {"prompt": [None, None]}, {"prompt": ["a", None]}, {"prompt": [b"\xff"]},
+        {"prompt": [["a"]]}, {"prompt": [{"text": "a"}]}, {"prompt": []}, {"prompt": [" ", ""]},
+        {"prompt": ["x" * 2_000_000]}, {"prompt": ["a\0b"]}, {"a": ["x"], "b": ["y"]}, {"n": [1]},
+        {"prompt": ["a"], "negative_prompt": [1]}, {"Prompt": ["a"], "text": ["b"]},
+    ]  # fmt: skip
+    for columns in broken:
+        yield ".parquet", parquet(columns)
+        yield ".arrow", stream(columns)
+    for data in byte_variants(parquet(good), 5, 60):
+        yield ".parquet", data
+    for data in byte_variants(stream(good), 6, 60):
+        yield ".arrow", data
+    yield ".parquet", b"PAR1"
+    yield ".parquet", b"PAR1" + b"\xff" * 8 + b"PAR1"
+
+
+def packed():
+    """(suffix, bytes) of spoilt .gz files and of texts that unpack to too much."""
+    for data in byte_variants(gzip.compress(TEXT * 20), 7, 40):
+        yield ".txt.gz", data
+    for data in byte_variants(gzip.compress(LINES), 8, 20):
+        yield ".jsonl.gz", data
+    yield ".txt.gz", TEXT
+    yield ".gz", gzip.compress(b"")
+    yield ".csv.gz", gzip.compress(gzip.compress(TABLE))
+    yield ".parquet.gz", gzip.compress(TEXT)
+    yield ".txt.gz", gzip.compress(b"\0" * 2**24)
+    yield ".json.gz", gzip.compress(b" " * 2**27)  # a bomb
 
 
 def made_up(seed):
@@ -34,9 +92,10 @@ def made_up(seed):
     ]  # fmt: skip
     whole += [json.dumps({"prompt": leaf}).encode() for leaf in LEAVES]
     for data in whole:
-        for suffix in (".txt", ".jsonl", ".csv", ".tsv"):
+        for suffix in (".txt", ".jsonl", ".json", ".csv", ".tsv"):
             yield suffix, data
     yield ".parquet", TEXT
+    yield ".arrow", TEXT
     yield "." + "x" * 100, TEXT
 
 
@@ -49,17 +108,23 @@ def spoilt():
         yield ".jsonl", text.encode()
     for data in byte_variants(TABLE, 4, 40):
         yield ".csv", data
+    for data in byte_variants(LIST, 9, 80):
+        yield ".json", data
+    for text in json_variants(json.loads(WRAPPED), 10, 80):
+        yield ".json", text.encode()
 
 
 def test_files_of_prompts(tmp_path):
     refused = []
-    cases = [*made_up(0), *spoilt()]
+    cases = [*made_up(0), *spoilt(), *tables(), *packed()]
     for number, (suffix, data) in enumerate(cases):
         path = tmp_path / f"{number}{suffix}"
         path.write_bytes(data)
         for read in (_train, _all):
             try:
+                start = time.process_time()
                 prompts = read(str(path))
+                assert time.process_time() - start < 20
                 assert prompts and all(isinstance(one, str) and one.strip() for one in prompts)
             except InputError as error:
                 said = str(error)
