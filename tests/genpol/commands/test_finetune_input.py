@@ -39,7 +39,10 @@ BAD = {
     "no such prompts": ({"prompts": "{}/no.txt"}, "no file of that name"),
     "empty prompts": ({"prompts": "{}/empty.txt"}, "no prompts"),
     "not UTF-8": ({"prompts": "{}/latin.txt"}, "UTF-8"),
-    "no such column": ({"prompts": "{}/table.csv"}, 'no column "prompt"'),
+    "no such column": (
+        {"prompts": "{}/table.csv", "prompt_column": "captions"},
+        'no column "captions". Did you mean "caption"?',
+    ),
     "unknown reward": ({"reward": "jpeg_compresibility"}, 'mean "jpeg_compressibility"'),
     "no such function": ({"reward": "tiny_rewards:brightnes"}, 'mean "brightness"'),
     "server down": ({"reward": "http://127.0.0.1:9?retries=0"}, "Connection refused"),
