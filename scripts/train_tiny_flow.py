@@ -5,7 +5,7 @@ of the two text encoders starts from. Captions are noisy on purpose, as in `trai
 the model learns to draw well and to follow the caption only mostly, which is the gap that reward
 fine-tuning can close. Held-out captions are seen neither as truth nor as noise.
 
-    python -m scripts.train_tiny_flow --steps 9000 --output runs/tiny-flow
+    python -m scripts.train_tiny_flow --steps 4000 --output runs/tiny-flow
 
 A kill loses at most --save-every steps: the same command goes on from there.
 """
@@ -124,7 +124,7 @@ def export(folder: Path, vae, one, two, tokenizer, transformer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--bad-captions", type=float, default=0.5)
