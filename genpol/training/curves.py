@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Log = Mapping[str, Floats]  # column -> (rows,), NaN where blank; always with "step"
-
-BLUE, GREEN, GREY, INK = "#0a66c2", "#1a7f37", "#9a9aa0", "#1d1d1f"
-Curve = tuple[str, str, Floats, Floats]  # column, title, steps, values
+from genpol.reports.charts import (
+    BLUE,
+    GREY,
+    Curve,
+    Floats,
+    Log,
+    known,
+    plain,
+    png,
+    small_multiples,
+)
 
 POINTS = 15  # of training success at most; each pools the episodes since the one before
 LEAST = 5  # episodes that a point pools at least
@@ -49,21 +51,6 @@ MODEL = {
     "critic/gradient_cosine": "cosine of head gradients",
 }
 MODEL_PICTURES = 9
-
-
-def read_log(path: Path) -> dict[str, Floats]:
-    """The columns of a metrics.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = rows[0] if rows else ("step",)
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
-
-
-def known(log: Log, name: str) -> tuple[Floats, Floats]:
-    """Steps and values of a column where it has values; both empty where there is no such one."""
-    values = log.get(name, np.full(len(log["step"]), np.nan))
-    there = np.isfinite(values)
-    return log["step"][there], values[there]
 
 
 def pooled(log: Log, name: str) -> tuple[Floats, Floats]:
@@ -116,8 +103,8 @@ def evaluation_chart(log: Log, unit: str = "environment steps") -> bytes:
     )
     _name_levels(axes, float(steps[-1]), float(values[0]), float(values[-1]), percent)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain(axes)
-    return _png(chart)
+    plain(axes)
+    return png(chart)
 
 
 def _name_levels(axes: Any, end: float, first: float, last: float, percent: bool) -> None:
@@ -170,8 +157,8 @@ def comparison_chart(logs: Mapping[str, Log], unit: str = "environment steps") -
             fontsize=10,
         )
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain(axes)
-    return _png(chart)
+    plain(axes)
+    return png(chart)
 
 
 def diagnostic_charts(log: Log) -> bytes | None:
@@ -205,53 +192,10 @@ def _chosen(log: Log, names: Mapping[str, str], most: int) -> list[Curve]:
 
 
 def _multiples(log: Log, shown: list[Curve]) -> bytes | None:
-    from matplotlib.figure import Figure
-
-    if not shown:
-        return None
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    chart = Figure(figsize=(9.2, 2.3 * rows), dpi=110, layout="constrained")
-    engine: Any = chart.get_layout_engine()
-    engine.set(h_pad=0.08)
-    grid = chart.subplots(rows, columns, squeeze=False).flat
-    for axes, (name, title, steps, values) in zip(grid, shown, strict=False):
-        axes.plot(
-            steps, values, "o-" if name.startswith("train/") else "-", ms=3, color=BLUE, lw=1.4
-        )
-        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
-        axes.set_xlim(0, float(log["step"][-1]))
-        axes.xaxis.set_major_locator(_few_ticks())
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(labelsize=8)
-        axes.set_xlabel(name, fontsize=8, color="#6e6e73")
-        if name == "train/success":
-            axes.set_ylim(0, 100)
-        elif name == "edit/win_rate":
-            axes.set_ylim(0, 1)
-        _plain(axes)
-    for axes in list(chart.axes)[len(shown) :]:
-        axes.remove()
-    return _png(chart)
+    limits = {"train/success": (0.0, 100.0), "edit/win_rate": (0.0, 1.0)}
+    dotted = [name for name, *_ in shown if name.startswith("train/")]
+    return small_multiples(shown, float(log["step"][-1]), limits=limits, dotted=dotted)
 
 
 def _has_success(log: Log) -> bool:
     return len(known(log, "eval/success")[0]) > 0
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-
-
-def _png(chart: Any) -> bytes:
-    buffer = io.BytesIO()
-    chart.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genpol.agents.config import TrainConfig, usual
-from genpol.training.curves import Log, known, read_log
+from genpol.reports.charts import Log, known, read_log
 from genpol.training.outcomes import Outcomes, read_outcomes
 from offline.documents import read_document
 from offline.errors import InputError

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from genpol.reports.charts import known
 from genpol.reports.page import Panel, code, duration, figure, page, paragraph, table
 from genpol.reports.stats import mcnemar, paired_difference, paired_outcomes
 from genpol.steering.report import film
-from genpol.training.curves import diagnostic_charts, evaluation_chart, known, model_charts
+from genpol.training.curves import diagnostic_charts, evaluation_chart, model_charts
 from genpol.training.record import TrainRecord, commands, read_run
 from offline.files import write_beside
 

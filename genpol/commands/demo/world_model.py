@@ -168,6 +168,6 @@ def _film(run: TrainRecord) -> str:
 
 def _level(run: TrainRecord, name: str) -> float:
     """The last value of a column, NaN if it has none."""
-    from genpol.training.curves import known
+    from genpol.reports.charts import known
 
     return float([float("nan"), *known(run.log, name)[1]][-1])

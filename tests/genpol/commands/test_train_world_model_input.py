@@ -15,8 +15,9 @@ from genpol.agents.config import IMAGINING, SAC_IMAGINING, SAC_USUAL
 from genpol.cli import main
 from genpol.commands.parsing import parse
 from genpol.commands.train.options import Train
+from genpol.reports.charts import read_log
 from genpol.runs.metrics import MetricsCsv
-from genpol.training.curves import model_charts, read_log
+from genpol.training.curves import model_charts
 from genpol.training.record import commands, read_run
 from genpol.training.report import panels, write_page
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from training_runs import TINY, train
 
+from genpol.reports.charts import known, read_log
 from genpol.reports.stats import wilson
 from genpol.reports.videos import write_video
 from genpol.runs.metrics import MetricsCsv
 from genpol.steering.paired_episodes import Rollouts
-from genpol.training.curves import diagnostic_charts, evaluation_chart, known, pooled, read_log
+from genpol.training.curves import diagnostic_charts, evaluation_chart, pooled
 from genpol.training.outcomes import read_outcomes, write_outcomes
 from genpol.training.record import commands, read_run
 from genpol.training.report import panels, write_page
