@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, DenoisingChain, sample_chain
+from diffusion.chain import Condition, DenoisingChain, Predictor, sample_chain
 from diffusion.config import FinetuneConfig
 from diffusion.errors import Diverged
 from diffusion.forward import draw_times, forward_process
@@ -113,6 +113,11 @@ class Finetuner:
         self.backward: Backward = torch.Tensor.backward  # what a bench wants timed
         self.epoch = 0
 
+    @property
+    def reward_calls(self) -> int:
+        """Images that training has asked the reward about so far."""
+        return self.epoch * self.config.prompts_per_epoch * self.config.images_per_prompt
+
     # -- drawing ----------------------------------------------------------------------------------
 
     def process_of(self, epoch: int) -> ReverseProcess:
@@ -140,12 +145,13 @@ class Finetuner:
         *,
         reference: bool,
         process: ReverseProcess | None = None,
+        predict: Predictor | None = None,
         tick: Callable[[], bool] | None = None,
     ) -> tuple[DenoisingChain, Condition]:
         """Chains of every prompt `copies` times (prompt-major), and the prompts' conditioning.
 
-        `process` replaces the epoch's. `tick` is called between batches; when it returns True,
-        Stopped is raised.
+        `process` replaces the epoch's, and `predict` the current weights. `tick` is called between
+        batches; when it returns True, Stopped is raised.
         """
         cfg, total, process = self.config, len(prompts) * copies, process or self.process
         cond = self.policy.encode(prompts)
@@ -154,7 +160,7 @@ class Finetuner:
             rows = torch.arange(first, min(first + cfg.rollout_batch, total))
             parts.append(
                 sample_chain(
-                    self.policy.predict,
+                    predict or self.policy.predict,
                     process,
                     take(cond, rows // copies),
                     self.policy.latent_shape,

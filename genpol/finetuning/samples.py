@@ -2,6 +2,8 @@
 
 samples/evaluation_before.csv   index, prompt, one column per reward, picture
 samples/before/00000.png        the pictures of the first rows, in the images' own size
+
+WHEN is "before" or "after", and of what stands beside them "best_of_16" or "guidance_3".
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ def save_evaluation(samples: Path, when: str, result: Evaluation) -> Path:
 
     Raises InputError when the disk refuses.
     """
-    path = samples / f"evaluation_{when}.csv"
+    path, count = samples / f"evaluation_{when}.csv", min(PICTURES, len(result.images))
     with disk_errors(f"cannot write {path}", "Free some space, or choose another --output"):
-        (samples / when).mkdir(parents=True, exist_ok=True)
-        names = [f"{when}/{i:05d}.png" for i in range(min(PICTURES, len(result.images)))]
-        for name, image in zip(names, result.images[:PICTURES], strict=True):
+        (samples / when if count else samples).mkdir(parents=True, exist_ok=True)
+        names = [f"{when}/{i:05d}.png" for i in range(count)]
+        for name, image in zip(names, result.images[:count], strict=True):
             buffer = io.BytesIO()
             to_pil(image).save(buffer, format="PNG")
             write_beside(samples / name, buffer.getvalue())

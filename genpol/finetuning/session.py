@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Evaluation, Finetuner
 from diffusion.trained_weights import SwapWeights
+from genpol.finetuning.beside import Beside, numbers
+from genpol.finetuning.control_options import parse_scales
 from genpol.finetuning.export import save_weights
-from genpol.finetuning.samples import PICTURES, before_after_picture, save_evaluation
+from genpol.finetuning.page import PAGE, write_page
+from genpol.finetuning.samples import (
+    PICTURES,
+    before_after_picture,
+    read_evaluation,
+    save_evaluation,
+)
 from genpol.finetuning.stopping import Watch
 from genpol.reports.grids import grid
 from genpol.runs.run import Run
 from genpol.runs.state_tree import fitting
 from offline.errors import Diverged
+
+Floats = NDArray[np.float64]
+PAGE_EVERY = 30.0  # seconds between two pages of a run that is under way, at least
 
 
 class _Values(BaseModel):
@@ -29,6 +42,7 @@ class _Values(BaseModel):
     updates: NonNegativeInt
     before: dict[str, float]
     seconds: FiniteFloat
+    cpu_seconds: FiniteFloat = 0.0  # older checkpoints do not know it
 
 
 class Session:
@@ -47,6 +61,9 @@ class Session:
         about: Mapping[str, str] | None = None,
         kohya: bool = False,
         watch: Watch | None = None,
+        model: str | None = None,
+        best_of_k: int | None = None,
+        guidance_control: str | None = None,
     ) -> None:
         self.tuner, self.run, self.config = tuner, run, tuner.config
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
@@ -54,7 +71,12 @@ class Session:
         self.before: dict[str, float] = {}
         self.watch = watch
         self.seconds, self.mark = 0.0, time.perf_counter()
+        self.cpu_seconds, self.cpu_mark = 0.0, time.process_time()
         self.saved_epoch = self.logged_epoch = -1
+        self.page_at = self.mark
+        scales = parse_scales(guidance_control, model)
+        samples = run.folder / "samples"
+        self.beside = Beside(tuner, samples, self.final_images, best_of_k, model, scales)
 
     @property
     def final_images(self) -> int:
@@ -78,9 +100,11 @@ class Session:
             return self.watch.see(self.tuner.epoch, result.rewards, weights)
 
     def elapsed(self) -> float:
-        """Seconds spent, earlier sittings included."""
+        """Seconds spent, earlier sittings included; brings `cpu_seconds` up to date as well."""
         now = time.perf_counter()
         self.seconds, self.mark = self.seconds + now - self.mark, now
+        now = time.process_time()
+        self.cpu_seconds, self.cpu_mark = self.cpu_seconds + now - self.cpu_mark, now
         return self.seconds
 
     def restore(self) -> None:
@@ -102,23 +126,31 @@ class Session:
             if self.watch is not None:
                 self.watch.load_state(tensors, values.get("watch"))
         self.before, self.seconds = state.before, state.seconds
+        self.cpu_seconds = state.cpu_seconds
         self.saved_epoch = step
         self.run.truncate(step)
 
     def begin(self, checks: dict[str, float]) -> None:
         """Evaluate and picture the untouched pipeline."""
+        started = time.perf_counter()
         result = self.tuner.evaluate(self.final_images)
+        each = (time.perf_counter() - started) / len(result.images)
         self.before = means(result)
         rows = {f"eval/{k}": v for k, v in self.before.items()} | self.see(result)
         self.run.log(0, rows | checks)
         self.picture(0, result)
         save_evaluation(self.run.folder / "samples", "before", result)
         self.save()
+        cfg = self.config
+        calls = cfg.epochs * cfg.prompts_per_epoch * cfg.images_per_prompt
+        if words := self.beside.announcement(calls, each):
+            print(words)
 
     def after_epoch(self, metrics: dict[str, float]) -> None:
         """Log, and evaluate and save when it is time."""
         epoch, cfg = self.tuner.epoch, self.config
         metrics = metrics | {"time/seconds": self.elapsed()}
+        metrics["time/cpu_seconds"] = self.cpu_seconds
         last = epoch == cfg.epochs
         if epoch % cfg.eval_every == 0 and (self.watch is not None or not last):
             result = self.tuner.evaluate(cfg.eval_images)
@@ -126,6 +158,8 @@ class Session:
             self.picture(epoch, result)
         self.run.log(epoch, metrics)
         self.logged_epoch = epoch
+        if epoch % cfg.eval_every == 0 and not last:
+            self.write_page(least=PAGE_EVERY)
         if epoch % self.checkpoint_every == 0 or last or self.stopped:
             self.save()
 
@@ -136,6 +170,7 @@ class Session:
         if self.watch is not None:
             best, values["watch"] = self.watch.state()
             tensors = tensors | best
+        values["cpu_seconds"] = self.cpu_seconds
         epoch = self.tuner.epoch
         self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
         self.saved_epoch = epoch
@@ -179,9 +214,16 @@ class Session:
         )
         self.run.log_images(epoch, "samples/grid", shown)
 
-    def finish(self) -> dict[str, float]:
-        """Evaluate as before training, write summary.json and the before/after grid."""
-        epoch, watch = self.tuner.epoch, self.watch
+    def finish(self, tick: Callable[[], bool] | None = None) -> dict[str, float]:
+        """Evaluate as before training, draw what stands beside the result, write summary.json, the
+        before/after grid and the page.
+
+        Raises:
+            Stopped: `tick` said so while controls were drawn. All else is written; a resumed run
+                goes on with them.
+        """
+        started = time.perf_counter()
+        epoch, watch, samples = self.tuner.epoch, self.watch, self.run.folder / "samples"
         if watch is None or watch.seen != epoch or watch.epoch == epoch:
             result = self.tuner.evaluate(self.final_images)
             more = {} if watch is None or watch.seen == epoch else self.see(result)
@@ -192,35 +234,87 @@ class Session:
             self.save_for_users()
             if of != epoch:
                 result = self.tuner.evaluate(self.final_images, watch.weights)
+        each = (time.perf_counter() - started) / len(result.images)
         after = means(result)
-        save_evaluation(self.run.folder / "samples", "after", result)
-        summary = {f"eval/{k}_before": v for k, v in self.before.items()}
-        summary |= {f"eval/{k}_after": v for k, v in after.items()}
-        summary |= {
-            "eval/images": float(len(result.images)),
-            "train/epochs": float(epoch),
-            "time/seconds": self.elapsed(),
-        }
-        if watch is not None:
-            summary |= {
-                "stop/weights_epoch": float(of),
-                "stop/early": float(epoch < self.config.epochs),
-            }
-        self.run.summary(summary)
-        picture = before_after_picture(self.run.folder / "samples", of)
+        save_evaluation(samples, "after", result)
+        picture = before_after_picture(samples, of)
         if picture is not None:
             self.run.log_images(epoch, "samples/before_after", picture)
+        before, scores = self.scores_before(result.prompts), floats(result)
+        summary = self.summary(after, len(result.images)) | numbers(before, scores, {})
+        self.run.summary(summary)
+        self.write_page()
+        calls = self.tuner.reward_calls
+        if words := self.beside.announcement(calls, each, already=True):
+            print(words)
+        controls = self.beside.draw(calls, tick)
+        summary = self.summary(after, len(result.images)) | numbers(before, scores, controls)
+        self.run.summary(summary)
+        self.write_page()
+        for line in self.beside.lines(controls, calls):
+            print(line)
         kind = "lora" if self.config.train == "lora" else "unet"
         if watch is not None:
             how = self.stop_note() if summary["stop/early"] else f"all {epoch} epochs ran"
             print(f"{how}; the weights in {kind}/ are those of {watch.name}'s best, epoch {of}")
         print(
             f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
-            f"on {len(result.images)} images; weights in {self.run.folder / kind}"
+            f"on {len(result.images)} images{wins(summary)}; weights in {self.run.folder / kind}; "
+            f"everything about the run in {self.run.folder / PAGE}"
         )
         return summary
+
+    def summary(self, after: dict[str, float], images: int) -> dict[str, float]:
+        """What summary.json says of the training itself."""
+        found = {f"eval/{k}_before": v for k, v in self.before.items()}
+        found |= {f"eval/{k}_after": v for k, v in after.items()}
+        if self.watch is not None:
+            found |= {
+                "stop/weights_epoch": float(self.watch.epoch),
+                "stop/early": float(self.tuner.epoch < self.config.epochs),
+            }
+        return found | {
+            "eval/images": float(images),
+            "train/epochs": float(self.tuner.epoch),
+            "train/reward_calls": float(self.tuner.reward_calls),
+            "time/seconds": self.elapsed(),
+            "time/cpu_seconds": self.cpu_seconds,
+        }
+
+    def scores_before(self, prompts: list[str]) -> dict[str, Floats] | None:
+        """Scores of the evaluation before training; None where it was not of these prompts."""
+        path = self.run.folder / "samples" / "evaluation_before.csv"
+        if not path.is_file():
+            return None
+        found = read_evaluation(path)
+        return found.scores if found.prompts == prompts else None
+
+    def write_page(self, *, least: float = 0.0) -> None:
+        """Write the run's page, unless it is less than `least` seconds old."""
+        now = time.perf_counter()
+        if now - self.page_at >= least:
+            write_page(self.run.folder)
+            self.page_at = now
 
 
 def means(result: Evaluation) -> dict[str, float]:
     """Mean of every evaluated reward, and what else was measured."""
     return {n: float(values.mean()) for n, values in result.rewards.items()} | result.measures
+
+
+def floats(result: Evaluation) -> dict[str, Floats]:
+    """Every evaluated reward as (n,) float64."""
+    return {name: np.asarray(values, np.float64) for name, values in result.rewards.items()}
+
+
+def wins(summary: dict[str, float]) -> str:
+    """How often the trained pipeline's picture has the higher reward, for the last line."""
+    words = []
+    for name, other in (("win_rate", "before"), ("win_rate_best_of_k", "the best of {k}")):
+        share, low, high = (
+            summary.get(f"eval/{name}/reward{end}") for end in ("", "_low", "_high")
+        )
+        if share is not None and low is not None and high is not None:
+            of = other.format(k=f"{summary.get('eval/best_of_k/k', 0):.0f}")
+            words.append(f"{share:.0%} [{low:.0%}, {high:.0%}] against {of}")
+    return f", won {', '.join(words)}" if words else ""

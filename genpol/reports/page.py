@@ -26,6 +26,8 @@ th { font-weight: 600; color: #55555a; }
 pre { background: #f4f4f2; border-radius: 6px; padding: 12px 14px; overflow-x: auto;
   font: 13px/1.5 ui-monospace, monospace; }
 figure { margin: 0 0 14px; }
+.wide { overflow-x: auto; }
+td, .pair { overflow-wrap: anywhere; }
 figcaption { font-size: 14px; color: #55555a; }
 img.chart { width: 100%; height: auto; }
 .pairs { display: grid; grid-template-columns: repeat(4, 1fr); gap: 18px 14px; }
@@ -51,14 +53,14 @@ class Panel:
 class Pair:
     """Two pictures (PNG bytes) of one prompt; the marks are shown under them, None for none.
 
-    A mark is the share of what was asked for that the picture shows, in [0, 1].
+    A mark is the share of what was asked for that the picture shows, in [0, 1], or words.
     """
 
     caption: str
     before: bytes
     after: bytes
-    before_mark: float | None = None
-    after_mark: float | None = None
+    before_mark: float | str | None = None
+    after_mark: float | str | None = None
 
 
 def page(panels: Sequence[Panel], title: str = "genpol demo") -> str:
@@ -90,7 +92,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
     )
-    return f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    inside = f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>"
+    return f'<div class="wide"><table>\n{inside}\n</table></div>'
 
 
 def image(png: bytes, alt: str, kind: str = "") -> str:
@@ -121,10 +124,12 @@ def pairs(items: Sequence[Pair]) -> str:
     return '<div class="pairs">\n' + "\n".join(cells) + "\n</div>"
 
 
-def mark(value: float | None) -> str:
-    """A tick for 1, else the share in per cent; nothing for None."""
+def mark(value: float | str | None) -> str:
+    """A tick for 1, else the share in per cent; words as they are; nothing for None."""
     if value is None:
         return ""
+    if isinstance(value, str):
+        return f'<span class="note">{escape(value)}</span>'
     if value >= 1:
         return '<span class="good">✓ all</span>'
     return f'<span class="part">{value:.0%}</span>'

@@ -17,13 +17,14 @@ Alternative = Literal["two-sided", "greater", "less"]
 BLOCK = 4_000_000  # resampled numbers held at a time
 
 
-def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a success rate (Wilson 1927), within [0, 1] and sound at 0 and at n.
 
         (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)
 
     Args:
-        successes: 0 to `count`.
+        successes: 0 to `count`. Ties may count half: the interval is then too wide, never too
+            narrow, because halves vary less than successes and failures do.
         count: n, episodes; 0 gives (0, 1).
         confidence: of the two-sided interval.
 

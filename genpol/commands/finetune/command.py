@@ -54,10 +54,12 @@ def complete(config: Finetune) -> Finetune:
     without reward or prompts.
     """
     from diffusion.errors import InputError
+    from genpol.finetuning.control_options import parse_scales
     from offline.option_check import check_numbers
 
     check_numbers(config)
 
+    parse_scales(config.guidance_control, config.model)  # before anything is loaded
     config = config.resolved(recommended(config.model, config.algorithm))
     if config.lora and (config.lora_alpha is not None or config.lora_dora):
         raise InputError(
@@ -132,6 +134,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     identity = {
         "model_fingerprint": weights,
         "prompts_fingerprint": prompts.fingerprint,
+        "pipeline_class": type(pipe).__name__,
     }
     if changed := replaced(pipe):
         identity["scheduler_replaced"] = changed
@@ -231,6 +234,9 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             watch=None
             if config.stop_when is None
             else Watch(watched(config.stop_when, ["reward", *tuner.gold]), config.stop_patience),
+            model=config.model,
+            best_of_k=config.best_of_k,
+            guidance_control=config.guidance_control,
         )
         session.restore()
         if "export" in changed:
@@ -260,13 +266,18 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                         session.after_epoch(metrics)
                     except Stopped:
                         break
-            if ended := tuner.epoch >= config.epochs or session.stopped:
-                summary = session.finish()
+            summary: dict[str, float] | None = None
+            where = f"after epoch {tuner.epoch}"
+            if tuner.epoch >= config.epochs or session.stopped:
+                try:
+                    summary = session.finish(lambda: guard.stop)
+                except Stopped:
+                    where = "after training, while images were drawn for comparison"
             else:
                 session.save()
-    if not ended:
+                session.write_page()
+    if summary is None:
         raise guard.interrupted(
-            f"stopped after epoch {tuner.epoch}; to continue: "
-            f"genpol finetune --resume {config.output}"
+            f"stopped {where}; to continue: genpol finetune --resume {config.output}"
         )
     return summary

@@ -8,12 +8,12 @@ from typing import Literal
 
 from diffusion.config import FinetuneConfig
 from diffusion.recommended import TINY, recommended_texts
-from offline.ranges import Count, Decay, Threads
+from offline.ranges import Count, Decay, Few, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
-    "epochs", "wandb", "device", "threads", "export", "stop_patience",
-    "learning_rate", "max_grad_norm", "autocast",
+    "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
+    "stop_patience", "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -42,7 +42,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
         "storage_dtype",
     ),
-    "evaluation": ("gold_reward", "eval_images", "final_eval_images", "eval_every"),
+    "evaluation": (
+        "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
+        "guidance_control",
+    ),
     "run": ("checkpoint_every", "keep_checkpoints", "threads", "wandb"),
 }  # fmt: skip
 # What help shows for settings that the model decides.
@@ -99,6 +102,13 @@ class Finetune(FinetuneConfig):
     export: Literal["kohya"] | None = None
     """Layout that the LoRA is also written in: kohya is the one that user interfaces for drawing
     read (lora/lora_kohya.safetensors). Default: none, diffusers' layout alone."""
+    best_of_k: Few | None = None
+    """Images that the untrained pipeline draws of each held-out prompt after training. The reward
+    chooses the best one, which is reported beside the result. 0 draws none. Default: as many as
+    cost the reward calls of training, at most 16 for tiny and 4 for other models."""
+    guidance_control: str | None = None
+    """Guidance scales at which the untrained pipeline is reported beside the result, separated by
+    commas, or "none". Default: 3,5 for tiny, 3,7.5 for other models."""
     scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
     """Scheduler to sample with. "keep" replaces only schedulers whose steps have no density."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
