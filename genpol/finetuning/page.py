@@ -58,8 +58,8 @@ def panels(run: RunRecord) -> list[Panel]:
         found.append(Panel("Rewards while training", figure(curves, reward_words(run))))
     charts, words = metric_charts(run)
     if charts is not None:
-        text = f"Columns of metrics.csv against the epoch. docs/metrics.md has their equations. {words}"
-        found.append(Panel("Other metrics", figure(charts, text.strip())))
+        text = "Columns of metrics.csv against the epoch. docs/metrics.md has their equations."
+        found.append(Panel("Other metrics", figure(charts, f"{text} {words}".strip())))
     if run.pair is not None:
         found.append(Panel("The same prompts and noise, before and after", gallery(run)))
     return [
@@ -80,7 +80,7 @@ def result(run: RunRecord) -> str:
         now, start = run.last("eval/reward"), _first(run, "reward")
         words = f"The run has done {run.epochs} of {of} epochs."
         if now is not None and start is not None and run.epochs:
-            words += f" Its latest evaluation has a held-out reward of {now:.4g}; it began at {start:.4g}."
+            words += f" The held-out reward began at {start:.4g} and was {now:.4g} at last."
         return paragraph(words)
     before, after = run.pair
     old, new = before.scores["reward"], after.scores["reward"]
@@ -117,8 +117,8 @@ def result(run: RunRecord) -> str:
             )
         )
     note = (
-        "This is one run with one seed. Intervals and win rates are over prompts, not over training "
-        "seeds."
+        "This is one run with one seed. Intervals and win rates are over prompts, not over "
+        "training seeds."
     )
     return "\n".join([*found, paragraph(note, "note")])
 
@@ -144,10 +144,10 @@ def comparison(run: RunRecord) -> str:
             ]
         )
     note = (
-        f"{len(after.prompts)} {_whose(run)}, one picture each, the same noise before and after. In "
-        "brackets: 95 % bootstrap intervals over prompts; for the gain, over paired differences. "
-        "Wins: share of prompts whose picture scores higher after training, ties half, with a 95 % "
-        "Wilson interval."
+        f"{len(after.prompts)} {_whose(run)}, one picture each, the same noise before and after. "
+        "In brackets: 95 % bootstrap intervals over prompts; for the gain, over paired "
+        "differences. Wins: share of prompts whose picture scores higher after training, ties "
+        "half, with a 95 % Wilson interval."
     )
     head = ["score", "before", "after", "gain", "wins"]
     return table(head, rows) + paragraph(note, "note")
@@ -238,7 +238,8 @@ def gallery(run: RunRecord) -> str:
 def settings(run: RunRecord) -> str:
     """What was trained on what, and which settings differ from the recommended ones."""
     config = run.config
-    facts = [[name.replace("_", " "), _value(config[name])] for name in FACTS if config.get(name)]
+    given = [name for name in FACTS if config.get(name) is not None]
+    facts = [[name.replace("_", " "), _value(config[name])] for name in given]
     model, algorithm = config.get("model"), config.get("algorithm") or "prdp"
     usual = {f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}
     usual |= recommended(model, algorithm)
@@ -284,7 +285,7 @@ def cost(run: RunRecord) -> str:
         rows.append(["training images a second, median epoch", f"{np.nanmedian(speed):.3g}"])
     if (peak := run.last("memory/peak_mb")) is not None:
         rows.append(["peak memory", f"{peak:,.0f} MB"])
-    note = "Processor time is of this machine's CPU; work on a GPU is in the time with everything only."
+    note = "Processor time is of the CPU. Work on a GPU is in the time with everything only."
     device = [["device", str(config["device"])]] if config.get("device") else []
     return table(["", "this run"], [*device, *rows]) + paragraph(note, "note")
 

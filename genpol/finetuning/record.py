@@ -60,8 +60,9 @@ class RunRecord:
         values, count = values.copy(), int(self.config.get("eval_images") or 0)
         ends = ((0, self.before, 0), (-1, self.after, self.epochs))
         for at, scores, step in ends:
-            there = scores is not None and name in scores.scores and len(steps)
-            if there and count and steps[at] == step:
+            if scores is None or name not in scores.scores or not len(steps):
+                continue
+            if count and steps[at] == step:
                 values[at] = scores.scores[name][:count].mean()
         return steps, values
 

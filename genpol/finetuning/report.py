@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genpol.finetuning import page, record
 from genpol.finetuning.samples import Scores, read_evaluation
 from genpol.reports.page import Pair, Panel, code, duration, figure, pairs, paragraph, table
 from offline.documents import read_document
@@ -55,11 +56,15 @@ def read_run(folder: Path) -> RunRecord:
 
 def finetune_panels(folder: Path, model_folder: str) -> list[Panel]:
     """All panels of the run in `folder`, whose pipeline can be loaded from `model_folder`."""
-    run = read_run(folder)
+    run, general = read_run(folder), record.read_run(folder)
+    controls = []
+    if general.controls and general.after is not None:
+        controls = [Panel("Beside it: the pipeline without training", page.beside(general))]
     return [
         Panel("Fine-tuning an image pipeline on a reward", story(run)),
         Panel("Reward while training", curves(run)),
         Panel("Before and after, on held-out prompts", comparison(run)),
+        *controls,
         Panel("The same prompts and seeds, before and after", gallery(run)),
         Panel("Where the weights are", weights(run, model_folder)),
     ]

@@ -73,6 +73,8 @@ def small_multiples(
             axes.set_xlabel(name, fontsize=8, color="#6e6e73")
         if name in logarithmic:
             axes.set_yscale("log")
+        else:  # a common factor would stand in the title's place
+            axes.yaxis.set_major_formatter("{x:.4g}")
         if limits and name in limits:
             axes.set_ylim(*limits[name])
         plain(axes)

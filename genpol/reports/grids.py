@@ -46,6 +46,18 @@ def grid(
     return _sheet([[to_pil(image)] for image in images], captions, (), title, columns)
 
 
+def captioned(
+    pictures: Sequence[Image.Image], captions: Sequence[str], *, title: str = "", most: int = 512
+) -> Image.Image:
+    """Pictures of one size with their captions, reduced to at most `most` pixels a side."""
+    groups = []
+    for picture in pictures:
+        small = picture.convert("RGB")
+        small.thumbnail((most, most))
+        groups.append([small])
+    return _sheet(groups, captions, (), title, None)
+
+
 def before_after(
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],

@@ -27,7 +27,9 @@ pre { background: #f4f4f2; border-radius: 6px; padding: 12px 14px; overflow-x: a
   font: 13px/1.5 ui-monospace, monospace; }
 figure { margin: 0 0 14px; }
 .wide { overflow-x: auto; }
-td, .pair { overflow-wrap: anywhere; }
+.wide table { font-size: 14.5px; }
+td + td { white-space: nowrap; }
+.pair, td:first-child { overflow-wrap: anywhere; }
 figcaption { font-size: 14px; color: #55555a; }
 img.chart { width: 100%; height: auto; }
 .pairs { display: grid; grid-template-columns: repeat(4, 1fr); gap: 18px 14px; }

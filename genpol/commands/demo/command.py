@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {  # of the fine-tuning part; the rest is what `--mod
     "eval_images": 128,
     "final_eval_images": 384,
     "checkpoint_every": 20,
+    "best_of_k": 4,
+    "guidance_control": "3",
     "wandb": "offline",
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from offline.threads import Typical
 
+IN_GRID = 25  # images that grid.png shows at most
 COLUMNS = ("file", "prompt", "seed", "reward", "reward_mean", "candidates", "scheduler")
 
 
@@ -26,7 +27,9 @@ def work(config: Generate) -> list[Typical]:
 
 @on_this_machine(work)
 def run(config: Generate) -> None:
-    """Write one PNG per image and images.csv, whose seeds reproduce each in plain diffusers.
+    """Write one PNG per image, grid.png with captions, and images.csv.
+
+    The seeds in images.csv reproduce each image in plain diffusers.
 
     Raises:
         InputError: for what a user can mend.
@@ -108,6 +111,7 @@ def run(config: Generate) -> None:
             finally:
                 if rows:
                     write_csv(table, rows)
+                    write_grid(config.output, rows, len(wanted))
     if not rows:
         raise guard.interrupted("stopped before the first image")
     if len(rows) < len(wanted):
@@ -239,6 +243,25 @@ def png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def write_grid(output: Path, rows: list[dict[str, Any]], wanted: int) -> None:
+    """grid.png: the first images, each with its prompt under it."""
+    import io
+
+    from PIL import Image
+
+    from genpol.reports.grids import captioned
+    from offline.files import write_beside
+
+    shown = rows[:IN_GRID]
+    title = "" if len(shown) == wanted else f"The first {len(shown)} of {wanted} images"
+    captions = [str(row["prompt"]) for row in shown]
+    buffer = io.BytesIO()
+    captioned([Image.open(output / row["file"]) for row in shown], captions, title=title).save(
+        buffer, format="PNG"
+    )
+    write_beside(output / "grid.png", buffer.getvalue())
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -54,7 +54,8 @@ def test_every_image_has_a_row(drawn):
     columns = ["file", "prompt", "seed", "reward", "reward_mean", "candidates", "scheduler"]
     assert list(found[0]) == columns
     assert [row["file"] for row in found] == [f"{i:05d}.png" for i in range(6)]
-    assert {path.name for path in drawn.iterdir()} == {r["file"] for r in found} | {"images.csv"}
+    names = {r["file"] for r in found} | {"images.csv", "grid.png"}
+    assert {path.name for path in drawn.iterdir()} == names
     assert [row["prompt"] for row in found[::2]] == ["a cat", 'a "big", brown dog', "two owls"]
     assert [row["seed"] for row in found] == ["5", "6", "7", "8", "9", "10"]
     assert {row["candidates"] for row in found} == {"1"} and {r["reward"] for r in found} == {""}
@@ -184,7 +185,8 @@ def test_what_is_stopped_keeps_its_pictures_and_their_rows(
     options = {"model": models["sd"], "prompts": few, "images_per_prompt": 2, "seed": 5}
     output = tmp_path / "out"
     assert generate(output=output, batch=1, **options) == (143 if how == "asked" else 2)
-    assert {path.name for path in output.iterdir()} == {"00000.png", "00001.png", "images.csv"}
+    pictures = {"00000.png", "00001.png", "grid.png"}
+    assert {path.name for path in output.iterdir()} == pictures | {"images.csv"}
     assert table(output) == table(drawn)[:2]
     if how == "asked":
         assert f"stopped after 2 of 6 images, which are in {output}" in capsys.readouterr().out

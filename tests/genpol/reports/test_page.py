@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from genpol.commands.demo.command import remove_earlier
+from genpol.finetuning.page import write_page
 from genpol.finetuning.report import (
     agreement,
     bootstrap,
@@ -106,6 +107,32 @@ def test_the_page_is_well_formed_self_contained_and_has_the_numbers(run_folder):
     ):
         assert expected in checker.text, expected
     assert checker.text.count(NASTY) >= 1 and "<script>" not in html
+
+
+def test_every_run_has_a_page(run_folder):
+    """Of a finished run with controls, of one under way, and of an earlier version's folder."""
+    save_evaluation(run_folder / "samples", "best_of_4", evaluation(11, 16))
+    save_evaluation(run_folder / "samples", "guidance_3", evaluation(14, 14))
+    html = write_page(run_folder).read_text("utf-8")
+    checker = parsed(html)
+    assert not {"script", "link", "iframe", "object"} & set(checker.tags)
+    sources = [value for name, value in checker.attributes if name in ("src", "href")]
+    assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert "<script>" not in html and checker.text.count(NASTY) == 1
+    for expected in (
+        *("from 0.50 to 0.75, by +0.25", "62 % [41, 80] of the prompts", "untrained, guidance 3"),
+        *("best of 4 (80 reward calls)", "asked the reward 512 times", "≤ 0.64", "5.0 minutes"),
+        *("prompts per epoch", "genpol finetune --resume", "genpol generate"),
+    ):
+        assert expected in checker.text, expected
+    for name in (
+        "summary.json",
+        "samples/evaluation_after.csv",
+        "samples/evaluation_best_of_4.csv",
+    ):
+        (run_folder / name).unlink()
+    words = parsed(write_page(run_folder).read_text("utf-8")).text
+    assert "has done 2 of" in words and "untrained" not in words
 
 
 def test_table_of_before_and_after(run_folder):
