@@ -92,6 +92,9 @@ class FinetuneConfig:
     """Height of the images in pixels. Default: the pipeline's."""
     width: Count | None = None
     """Width of the images in pixels. Default: the pipeline's."""
+    train_resolution: Count | None = None
+    """Shorter side, in pixels, of the images that are drawn for training; their shape is that of
+    --height and --width, which evaluations keep. Default: the size of evaluations."""
     max_sequence_length: Count | None = None
     """Tokens that prompts are padded or cut to, in pipelines that let one choose. Default: the
     pipeline's."""
@@ -99,6 +102,11 @@ class FinetuneConfig:
     """Noise level of DDIM, above 0. At 0 its steps have no density to train on."""
     learning_rate: Positive | None = None
     """Learning rate of AdamW, above 0."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate over the run: the same throughout (constant), or falling towards 0 at the end
+    of --epochs along a line (linear) or half a cosine (cosine)."""
+    lr_warmup_steps: Annotated[int, Ge(0), Lt(2**31)] = 0
+    """Optimiser steps over which the learning rate rises to its value first, at least 0."""
     weight_decay: NotNegative = 1e-4
     """Weight decay of AdamW, at least 0."""
     max_grad_norm: Positive = 1.0
@@ -177,6 +185,14 @@ def check(config: FinetuneConfig) -> None:
             if getattr(config, name):
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} is of a LoRA, and --train full trains none")
+    if config.epochs is not None and config.inner_steps is not None:
+        steps = config.epochs * config.inner_steps
+        if config.lr_warmup_steps > steps:
+            raise InputError(
+                f"--lr-warmup-steps {config.lr_warmup_steps} is more than the {steps} optimiser "
+                "steps of the run (epochs times inner steps): the learning rate would never be "
+                "reached; pass fewer"
+            )
     if config.filter is not None:
         _check_filter(config)
 

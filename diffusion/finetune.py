@@ -271,6 +271,7 @@ class Finetuner:
             metrics["kl/nats"] = float(kl.sum(1).mean() * chain.dimensions)
         metrics |= {
             "train/gradient_norm": float(np.mean(norms)),
+            "train/learning_rate": self.trained.rate,
             "train/images": float(self.epoch * len(group)),
             "time/epoch_seconds": seconds,
             "time/rollout_share": drawn / seconds,

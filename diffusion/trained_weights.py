@@ -1,7 +1,18 @@
-"""The trained weights of a run: optimiser, averages, and the state that a resumed run needs."""
+"""The trained weights of a run: optimiser, averages, and the state that a resumed run needs.
+
+The learning rate of update u (from 0) is the configured one times
+
+    min(1, (u + 1) / W) f(p)     p = (u - W) / (H - W), at least 0 and at most 1
+    f: 1 (constant), 1 - p (linear), (1 + cos(pi p)) / 2 (cosine)
+
+with W --lr-warmup-steps and H all updates of the run, epochs times inner steps. It is a function of
+the number of updates, so a resumed run needs no state of a schedule. Where --epochs is raised on
+resuming, H is the new one: the rate goes on from where a run of that length would be.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +23,20 @@ from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError
 
 Parameters = dict[str, torch.nn.Parameter]
+
+
+def learning_rate(config: FinetuneConfig, update: int) -> float:
+    """The learning rate of update number `update`, counted from 0, of a resolved configuration."""
+    resolved: Any = config
+    warmup, last = config.lr_warmup_steps, resolved.epochs * resolved.inner_steps
+    rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
+    progress = min(max((update - warmup) / max(last - warmup, 1), 0.0), 1.0)
+    fall = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }[config.lr_schedule]
+    return float(resolved.learning_rate * rise * fall)
 
 
 class TrainedWeights:
@@ -27,6 +52,7 @@ class TrainedWeights:
         average: the average of --ema, which is saved and evaluated. Empty without.
         anchor: the average that the objective asks for. Empty without.
         updates: steps taken.
+        rate: learning rate of the last step; before the first, that of the first.
     """
 
     def __init__(
@@ -45,6 +71,7 @@ class TrainedWeights:
         self.average = self._copies() if config.ema else {}
         self.anchor = self._copies() if anchor_decay is not None else {}
         self.updates = 0
+        self.rate = learning_rate(config, 0)
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -54,6 +81,9 @@ class TrainedWeights:
         used = [p for p in self.parameters.values() if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(used, self.config.max_grad_norm))
         self.require_finite("the gradient", norm)
+        self.rate = learning_rate(self.config, self.updates)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
         self.optimiser.step()
         current = [p.detach() for p in self.parameters.values()]
         sizes = torch._foreach_norm(current)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genpol.commands.dataset_options import DatasetRunOptions
+from genpol.commands.wandb_options import WANDB
 from genpol.policies.cloning_config import CloneConfig
 
 SHOWN = {"clone/loss": "loss", "clone/valid_loss": "held out"}
@@ -25,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "network": ("features", "width", "layers", "image_encoder", "language_model"),
     "sampling": ("denoising_steps", "sampler"),
     "learning": ("warmup", "weight_decay", "ema", "scale", "random_shift", "memory_gb"),
-    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", *WANDB),
 }  # fmt: skip
 
 

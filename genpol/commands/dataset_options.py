@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from genpol.commands.wandb_options import WandbOptions
 from offline.ranges import Count, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetRunOptions:
+class DatasetRunOptions(WandbOptions):
     """Which dataset, where to learn, where to leave the result, and how to go on."""
 
     data: str | None = None
@@ -33,5 +33,3 @@ class DatasetRunOptions:
     """Gradient steps between checkpoints, at least 1. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2
     """Checkpoints that are kept, at least 1."""
-    wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs. Default: online when logged in, else offline."""

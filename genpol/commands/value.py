@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genpol.commands.dataset_options import DatasetRunOptions
+from genpol.commands.wandb_options import WANDB
 from offline.critics.value_config import ValueConfig
 
 SHOWN = {"critic/td_loss": "td", "critic/q_data": "q"}
@@ -25,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "network": ("ensemble", "hidden", "image_encoder", "language_model"),
     "learning": ("lr", "target_rate", "expectile", "scale", "random_shift", "memory_gb"),
     "Cal-QL": ("actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup"),
-    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "wandb"),
+    "run": ("log_every", "checkpoint_every", "keep_checkpoints", "threads", *WANDB),
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from offline.errors import InputError
+from offline.errors import InputError, shown
 from offline.files import write_beside
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ class WandbLog:
 
     Args:
         folder: the run's; wandb's files go to `wandb/` in it.
-        config: the run's resolved configuration.
+        config: the run's resolved configuration. Its `wandb_project`, `wandb_name` and
+            `wandb_tags`, where it has them, say how the run is shown.
         asked: None: `$WANDB_MODE`, else online when logged in, else offline.
 
     Raises:
-        InputError: wandb was asked to be online and nobody is logged in. Nothing is written.
+        InputError: wandb was asked to be online and nobody is logged in, or a name is none that
+            wandb takes. Nothing is written.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], asked: WandbMode | None) -> None:
@@ -62,8 +64,11 @@ class WandbLog:
         mode = asked or (environment if environment in ("online", "offline", "disabled") else None)
         if mode == "disabled":
             return
+        shown_as = _shown_as(folder, config)
         self._thread = _Thread()
-        started = self._try("did not start", START_SECONDS, _start, folder, dict(config), mode)
+        started = self._try(
+            "did not start", START_SECONDS, _start, folder, dict(config), mode, shown_as
+        )
         atexit.register(_bound_exit, self._thread)  # runs before wandb's own: the later first
         if started:
             # After a resume the server may already have later rows; they are the same numbers.
@@ -185,7 +190,35 @@ class _Thread:
             self._jobs.get()()
 
 
-def _start(folder: Path, config: dict[str, Any], mode: WandbMode | None) -> tuple[Any, int] | None:
+def _shown_as(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `wandb.init` for project, name and tags.
+
+    Raises:
+        InputError: one is empty, too long, or has characters that wandb refuses.
+    """
+    project = config.get("wandb_project", "genpol")
+    name, tags = config.get("wandb_name"), list(config.get("wandb_tags") or ())
+    if not project.strip() or len(project) > 128 or set(project) & set("/\\#?%:"):
+        raise InputError(
+            f'--wandb-project "{shown(project)}" is no project of wandb: it takes 1 to 128 '
+            "characters, and none of / \\ # ? % :"
+        )
+    if name is not None and not (name.strip() and len(name) <= 128):
+        raise InputError(
+            f'--wandb-name "{shown(name)}": wandb takes names of 1 to 128 characters; leave it out '
+            "to take the output folder's"
+        )
+    for tag in tags:
+        if not (tag.strip() and len(tag) <= 64):
+            raise InputError(f'--wandb-tags "{shown(tag)}": wandb takes tags of 1 to 64 characters')
+    # Twice the same tag would be an error of the server's.
+    unique = list(dict.fromkeys(tags))
+    return {"project": project, "name": name or folder.resolve().name, "tags": unique or None}
+
+
+def _start(
+    folder: Path, config: dict[str, Any], mode: WandbMode | None, shown_as: dict[str, Any]
+) -> tuple[Any, int] | None:
     """A wandb run whose files are under `folder`, and its step; None where it is not installed."""
     try:
         wandb = _wandb()
@@ -200,9 +233,7 @@ def _start(folder: Path, config: dict[str, Any], mode: WandbMode | None) -> tupl
         raise InputError(refusal)
     # Silent, because its several lines a run would drown the one that matters.
     settings = wandb.Settings(silent=True, init_timeout=30)
-    common = {
-        "project": "genpol",
-        "name": folder.resolve().name,
+    common = shown_as | {
         "id": _run_id(folder / "wandb" / "run_id"),
         "resume": "allow",
         "dir": folder,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Count, Positive, Seed, Threads
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "size of the work": (
         "decisions", "paced_decisions", "rate", "expo_steps", "utd", "epochs", "prompts_per_epoch",
     ),
-    "run": ("seed", "wandb"),
+    "run": ("seed", *WANDB),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class BenchBeside:
+class BenchBeside(WandbOptions):
     """Measure decisions, an EXPO step and a fine-tuning epoch beside busy programs.
 
     Idle and beside take turns. The busy programs are processes of PyTorch that multiply matrices

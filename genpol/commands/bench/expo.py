@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, with_preset
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from genpol.runs.machine import on_this_machine
 from offline.ranges import Amount, Count, Seed, Threads
 
@@ -34,14 +35,14 @@ BEARABLE = 8.0  # times float32's seconds up to which choices in bfloat16 are co
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": ("preset", "env_steps", "learn_steps", "threads", "device", "output"),
     "learning": CHOICES,
-    "run": ("seed", "wandb"),
+    "run": ("seed", *WANDB),
 }  # fmt: skip
 # What help shows for settings that --preset decides.
 DEFAULT_TEXTS = dict.fromkeys(CHOICES, "what --preset says")
 
 
 @dataclass(frozen=True)
-class BenchExpo:
+class BenchExpo(WandbOptions):
     """Measure EXPO's learning: CPU-seconds per critic update and per step.
 
     Batch 256, 20 critic updates per environment step, 8 samples and 8 edits for each target, 10

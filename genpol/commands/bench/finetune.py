@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.config import check
 from diffusion.recommended import recommended_texts
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from genpol.runs.machine import on_this_machine
 from offline.ranges import Count, NotNegative, Seed, Threads
 
@@ -30,14 +31,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "guidance_scale", "rollout_batch", "micro_batch",
     ),
     "memory and precision": ("gradient_checkpointing", "dtype", "autocast"),
-    "run": ("threads", "seed", "wandb"),
+    "run": ("threads", "seed", *WANDB),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts()
 
 
 @dataclass(frozen=True)
-class BenchFinetune:
+class BenchFinetune(WandbOptions):
     """Measure fine-tuning: share of time in the model, images per second, memory.
 
     Ours and the comparison loop (`genpol/benchmarks/ddpo.py`) take turns, epoch by epoch, from the

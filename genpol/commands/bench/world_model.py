@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from genpol.runs.machine import on_this_machine
 from offline.ranges import Count, Seed, Threads
 
@@ -19,12 +20,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "explore", "model_every", "model_epochs", "rollouts_per_step", "sac_updates",
         "critic_dtype", "model_dtype",
     ),
-    "run": ("threads", "seed", "wandb"),
+    "run": ("threads", "seed", *WANDB),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class BenchWorldModel:
+class BenchWorldModel(WandbOptions):
     """Measure MBPO on Hopper: environment steps per CPU-second.
 
     mbrl-lib is measured beside it with --peer.

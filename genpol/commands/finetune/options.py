@@ -8,6 +8,7 @@ from typing import Literal
 
 from diffusion.config import FinetuneConfig
 from diffusion.recommended import TINY, recommended_texts
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Count, Decay, Few, Threads
 
 # What a resumed run may go on with differently; the last three keep it from diverging again.
@@ -31,11 +32,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
-        "sampler", "noise_level", "sde_window", "height", "width", "max_sequence_length",
+        "sampler", "noise_level", "sde_window", "height", "width", "train_resolution",
+        "max_sequence_length",
     ),
     "weights and optimiser": (
         "train", "lora_rank", "lora_targets", "lora_alpha", "lora_dropout", "lora_dora", "export",
-        "weight_decay", "max_grad_norm", "ema",
+        "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "ema",
     ),
     "prompts": ("prompt_column", "held_out", "eval_prompts"),
     "memory and precision": (
@@ -46,7 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
         "guidance_control",
     ),
-    "run": ("checkpoint_every", "keep_checkpoints", "threads", "wandb"),
+    "run": ("checkpoint_every", "keep_checkpoints", "threads", *WANDB),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts() | {
@@ -55,7 +57,7 @@ DEFAULT_TEXTS = recommended_texts() | {
 
 
 @dataclass(frozen=True)
-class Finetune(FinetuneConfig):
+class Finetune(FinetuneConfig, WandbOptions):
     """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
 
     model: str | None = None
@@ -129,7 +131,5 @@ class Finetune(FinetuneConfig):
     """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2
     """Checkpoints that are kept."""
-    wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs. Default: online when logged in, else offline."""
     trust: bool = False
     """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""

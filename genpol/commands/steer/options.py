@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Amount, Count, Finite, NotNegative, Seed, Size, Threads
 
 Arm = Literal["base", "steered", "mode", "random"]
@@ -21,12 +22,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("margin", "gate", "value_weights", "deadline_ms", "any_task"),
     "comparison": ("arms", "filtered", "parallel"),
     "environment and instruction": ("max_steps", "instruction", "language_model"),
-    "run": ("threads", "trust", "wandb"),
+    "run": ("threads", "trust", *WANDB),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Steer:
+class Steer(WandbOptions):
     """Evaluate a policy with and without value steering, on paired episodes."""
 
     policy: str
@@ -86,8 +87,6 @@ class Steer:
     """Allow a value that was trained on another environment."""
     output: Path = Path("runs/steer")
     """Run folder: summary.json, episodes.csv, index.html and videos/."""
-    wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs. Default: online when logged in, else offline."""
 
 
 def check(config: Steer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
+from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.errors import InputError, did_you_mean
 from offline.ranges import Amount, Count, Few, Threads
 
@@ -56,12 +57,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "update_after", "replay_capacity", "memory_gb",
     ),
     "evaluation": ("eval_every", "eval_episodes", "videos"),
-    "run": ("log_every", "checkpoint_every", "threads", "trust", "wandb"),
+    "run": ("log_every", "checkpoint_every", "threads", "trust", *WANDB),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Train(TrainConfig):
+class Train(TrainConfig, WandbOptions):
     """Improve a policy by reinforcement learning, offline to online (EXPO, peers).
 
     --agent, --world-model, --data and --preset change the defaults of other options. Help shows the
@@ -101,8 +102,6 @@ class Train(TrainConfig):
     resume: Path | None = None
     """Run folder to go on with, bit for bit. --steps may be raised. --lr, --base-lr, --model-lr and
     --utd may be others, where the run diverged. Default: a new run."""
-    wandb: Literal["online", "offline", "disabled"] | None = None
-    """Where wandb logs. Default: online when logged in, else offline."""
 
     @classmethod
     def recommended(cls, **options: Any) -> Train:

@@ -72,6 +72,7 @@ class FakeWandb:
 
     def init(self, **options):
         self.modes.append(options["mode"])
+        self.options = options
         if self.down and options["mode"] == "online":
             raise self.errors.Error("no network")
         return self
@@ -122,6 +123,42 @@ def test_wandb_mode(tmp_path, monkeypatch, nobody, flag, environment, key, modes
         monkeypatch.setenv("WANDB_API_KEY", "k")
     start(tmp_path, wandb=flag)
     assert fake.modes == modes
+
+
+def shown_as(folder, monkeypatch, **config):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    Run(folder, config, command="finetune", wandb="offline")
+    return {name: fake.options[name] for name in ("project", "name", "tags")}
+
+
+def test_project_name_and_tags_are_the_runs_options(tmp_path, monkeypatch, nobody):
+    given = {"wandb_project": "mine", "wandb_name": "first try", "wandb_tags": ("a", "b", "a")}
+    assert shown_as(tmp_path / "x", monkeypatch, **given) == {
+        "project": "mine", "name": "first try", "tags": ["a", "b"],
+    }  # fmt: skip
+    usual = {"project": "genpol", "name": "y", "tags": None}
+    assert shown_as(tmp_path / "y", monkeypatch) == usual
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("wandb_project", ""),
+        ("wandb_project", "a/b"),
+        ("wandb_project", "x" * 129),
+        ("wandb_name", " "),
+        ("wandb_name", "x" * 500),
+        ("wandb_tags", ("good", "x" * 65)),
+        ("wandb_tags", ("",)),
+    ],
+)
+def test_a_name_that_wandb_refuses_is_one_line(tmp_path, monkeypatch, nobody, option, value):
+    with pytest.raises(InputError) as error:
+        shown_as(tmp_path / "run", monkeypatch, **{option: value})
+    line = str(error.value)
+    assert f"--{option.replace('_', '-')}" in line and len(line) < 250 and "\n" not in line
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_netrc_counts_as_a_login(tmp_path, monkeypatch, nobody):
