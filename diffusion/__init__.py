@@ -16,6 +16,7 @@ _DEFINED_IN = {
     "prepare_pipeline": "diffusion.loading",
     "load_lora": "diffusion.lora",
     "ImagePolicy": "diffusion.pipelines",
+    "Family": "diffusion.families.family",
     "load_reward": "diffusion.rewards",
     "Reward": "diffusion.rewards.reward",
     "reward_function": "diffusion.rewards.callables",

@@ -1,6 +1,7 @@
 from diffusion.config import FinetuneConfig as FinetuneConfig
 from diffusion.errors import InputError as InputError
 from diffusion.errors import RewardError as RewardError
+from diffusion.families.family import Family as Family
 from diffusion.finetune import Finetuner as Finetuner
 from diffusion.guards.forward_kl import forward_kl as forward_kl
 from diffusion.guards.forward_kl import policy_kl as policy_kl

@@ -155,6 +155,10 @@ class Finetuner:
         """
         cfg, total, process = self.config, len(prompts) * copies, process or self.process
         cond = self.policy.encode(prompts)
+        # Before the first update a frozen copy is the trained network, which need not say so to
+        # the last bit in half precision: kernels may round differently for the two.
+        same = reference and self.trained.updates == 0 and cfg.train == "full"
+        reference = reference and not same
         parts = []
         for first in range(0, total, cfg.rollout_batch):
             rows = torch.arange(first, min(first + cfg.rollout_batch, total))
@@ -172,7 +176,11 @@ class Finetuner:
             )
             if tick is not None and tick():
                 raise Stopped
-        return DenoisingChain.concatenate(parts), cond
+        chain = DenoisingChain.concatenate(parts)
+        if same:
+            kl = torch.zeros_like(chain.log_prob)
+            chain = replace(chain, log_prob_ref=chain.log_prob.clone(), kl=kl)
+        return chain, cond
 
     def evaluate(self, count: int, weights: Mapping[str, Tensor] | None = None) -> Evaluation:
         """One image of each of `count` held-out prompts, fixed seeds, scored by every reward.
@@ -181,15 +189,16 @@ class Finetuner:
         ones by name.
         """
         prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
-        process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
         average = self.trained.averaged()
-        with SwapWeights(self.trained.parameters, dict(weights)) if weights else average:
+        swapped = SwapWeights(self.trained.parameters, dict(weights)) if weights else average
+        with swapped, self.policy.full_size():
+            process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
             chain, cond = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
             streams = generators(cfg.seed, KL_EVALUATION, 0, range(len(prompts)))
             sample, batch = chain.sample, cfg.rollout_batch
             apart = policy_kl(self.policy, sample, cond, streams, batch=batch)
             measures = {"kl_forward": float(apart.mean())} | self.alike(prompts, process)
-        images = self.policy.decode(chain.sample.float())
+            images = self.policy.decode(chain.sample.float())
         alone = torch.arange(len(prompts))
         judged = judge(self.reward, images, prompts, alone)
         rewards = {"reward": judged.raw} | judged.columns()

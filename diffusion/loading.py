@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ from diffusion.checkpoints.schedulers import fit, fitted, mended, read_scheduler
 from diffusion.checkpoints.single_file import is_single_file, load_single_file
 from diffusion.errors import InputError
 from diffusion.families import family_class
+from diffusion.families.family import Family
 
 if TYPE_CHECKING:
     from diffusion.families.family import Family
@@ -67,6 +68,8 @@ def load_pipeline(
         raise InputError(
             f'--model-config is for a single .safetensors file, and --model "{model}" is none'
         )
+    elif family is not None and family.pipeline_class is not None:
+        pipe = _of_own_class(path, family.pipeline_class, DTYPES[dtype], model)
     else:
         found = _checked(path, model, scheduler, family)
         pipe = _from_folder(found, DTYPES[dtype], variant, say)
@@ -74,6 +77,13 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             require_finite(part, model)
     return prepare_pipeline(pipe, scheduler=scheduler, name=model, family=family, say=say)
+
+
+def _of_own_class(path: str, kind: Any, dtype: torch.dtype, model: str):
+    try:
+        return kind.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    except Exception as error:  # a stranger's class fails in its own ways
+        raise InputError(f'cannot load pipeline "{model}": {reason(error)}') from error
 
 
 def _checked(path: str, model: str, scheduler: str, family: type[Family] | None) -> Checkpoint:
@@ -138,8 +148,9 @@ def prepare_pipeline(
     """
     kind = family or family_class(type(pipe).__name__, name)
     part = kind.denoiser_name
-    denoiser, vae = getattr(pipe, part), pipe.vae
-    require_channels(denoiser.config, vae.config, kind.channels_per_latent, part, name)
+    denoiser, vae = getattr(pipe, part), getattr(pipe, "vae", None)
+    if vae is not None:
+        require_channels(denoiser.config, vae.config, kind.channels_per_latent, part, name)
     if note := fit(pipe, flow=kind.flow, wanted=scheduler, name=name):
         say(note)
     return _frozen(pipe)

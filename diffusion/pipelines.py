@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion.chain import Condition
 from diffusion.errors import InputError
 from diffusion.families import family_class
+from diffusion.families.checks import check_pipeline, check_size, smaller
 from diffusion.families.family import Family
 from diffusion.flow import flow_process
 from diffusion.loading import DTYPES
@@ -44,10 +45,13 @@ NEGATIVE = "_negative"  # ends the names of a negative prompt's conditioning
 class ImagePolicy:
     """The pipeline with trainable weights and a frozen reference.
 
-    `train`: "lora" adds an adapter (initially the identity); "full" trains the denoiser and keeps a
-    frozen copy as reference. `start_lora` starts from a LoRA the user already has; the reference is
-    then that LoRA, in a second frozen adapter, not the bare model. What it changes in text encoders
-    is added to their weights, stays as it is, and is saved beside what is trained. `family`
+    `train`: "lora" adds an adapter (initially the identity); "full" trains the denoiser, in fp32
+    whatever it was loaded in, and keeps a frozen copy as reference; "nothing" is for drawing alone.
+    `train_resolution` is the shorter side of training images, where it is another than that of
+    `height` and `width`, which `full_size` draws. `start_lora` starts from a LoRA the user already
+    has; the reference is then that LoRA, in a second frozen adapter, not the bare model. What it
+    changes in text encoders is added to their weights, stays as it is, and is saved beside what is
+    trained. `family`
     replaces the one that the pipeline's class has.
     """
 
@@ -70,13 +74,18 @@ class ImagePolicy:
         family: type[Family] | None = None,
         height: int | None = None,
         width: int | None = None,
+        train_resolution: int | None = None,
         max_sequence_length: int | None = None,
     ) -> None:
         self.pipe, self.train = pipe.to(device), train
         kind = family or family_class(type(pipe).__name__)
-        self.family = kind(
+        check_pipeline(kind, pipe, train)
+        self._full_size = self.family = kind(
             pipe, height=height, width=width, max_sequence_length=max_sequence_length
         )
+        check_size(self.family)
+        if train_resolution is not None:
+            self.family = smaller(self.family, train_resolution)
         self.denoiser = self.family.denoiser
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.device, self.autocast_dtype = (
@@ -86,7 +95,7 @@ class ImagePolicy:
         self._starting_lora = start_lora is not None
         self._kept: dict[str, dict[str, Layer]] = {}  # a LoRA's part in the text encoders
         self._frozen: torch.nn.Module | None = None
-        if self.denoiser.config.get("time_cond_proj_dim"):
+        if train != "nothing" and self.denoiser.config.get("time_cond_proj_dim"):
             raise InputError(
                 "guidance-distilled UNets (LCM) are not supported: they take no guidance"
             )
@@ -106,8 +115,8 @@ class ImagePolicy:
             self._require_lora_grad()
         elif train == "full":
             self._add_full(start_lora)
-        else:
-            raise InputError(f"train must be lora or full, got {train!r}")
+        elif train != "nothing":
+            raise InputError(f"train must be lora, full or nothing, got {train!r}")
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.denoiser.eval()  # dropout off, in rollout and training alike
@@ -205,6 +214,15 @@ class ImagePolicy:
 
     # -- conditioning, prediction, decoding -------------------------------------------------------
 
+    @contextmanager
+    def full_size(self) -> Iterator[None]:
+        """Within this context images have the size of evaluations, whatever training draws."""
+        small, self.family = self.family, self._full_size
+        try:
+            yield
+        finally:
+            self.family = small
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
@@ -272,13 +290,18 @@ class ImagePolicy:
             if self.autocast_dtype
             else nullcontext()
         )
+        # Encoders stay in the precision they were loaded in, and trained weights are fp32.
+        dtype = network.dtype
+        fitting = {n: v.to(dtype) if v.is_floating_point() else v for n, v in cond.items()}
         with autocast:
-            return self.family.call(network, x_t, t, cond, self.guidance_scale).float()
+            return self.family.call(network, x_t, t, fitting, self.guidance_scale).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] on the CPU."""
-        vae, images = self.pipe.vae, []
+        vae, images = getattr(self.pipe, "vae", None), []
+        if vae is None:  # a pipeline on pixels
+            vae = self.denoiser
         upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
         if upcast:  # SDXL's VAE overflows in fp16
             vae.to(torch.float32)

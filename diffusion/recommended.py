@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # The published settings (arXiv 2402.08714, large-scale run), but for what a LoRA changes: ten times
@@ -42,33 +43,72 @@ TINY: dict[str, Any] = {
     "rollout_batch": 256,
     "micro_batch": 128,
 }
-# Where an objective's constants differ from PRDP's: those of any model, and those of tiny.
-OBJECTIVE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "prdp": ({}, {}),
-    "ddpo": ({}, {}),
-    "grpo": ({"kl_weight": 0.0}, {}),
-    "rtb": ({}, {}),
-    "prdp-forward": ({"beta": 1.0, "clip": 0.1, "draws": 4}, {"beta": 0.3}),
-    "nft": ({"draws": 4}, {}),
-    "awm": ({"clip": 0.01, "kl_weight": 1.0, "draws": 4}, {}),
-    "dpo": ({"beta": 2000.0, "draws": 4}, {}),
+# Where an objective's constants differ from PRDP's: those of any model, of tiny, of flow models.
+# The last are of SD3.5 Medium, from the configurations of Flow-GRPO (config/grpo.py and base.py:
+# learning rate 3e-4, LoRA rank 32, groups of 24, beta 0.04, clip 1e-4) and of DiffusionNFT
+# (config/nft.py: no guidance, 3e-4, rank 32, groups of 24). Both train with 10 steps and evaluate
+# with 40; here --num-inference-steps is of both, so the pipeline's own default stays.
+_LORA = {"learning_rate": 3e-4, "lora_rank": 32, "images_per_prompt": 24, "prompts_per_epoch": 48}
+# Losses of the forward process are of the conditional network: it is drawn from, and trained,
+# without guidance (DiffusionNFT, arXiv 2509.16117, section 4.1).
+_PLAIN = {"guidance_scale": 1.0}
+OBJECTIVE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "prdp": ({}, {}, {}),
+    "ddpo": ({}, {}, {}),
+    "grpo": ({"kl_weight": 0.0}, {}, {**_LORA, "kl_weight": 0.04, "clip": 1e-4}),
+    "rtb": ({}, {}, {}),
+    "prdp-forward": ({"beta": 1.0, "clip": 0.1, "draws": 4, **_PLAIN}, {"beta": 0.3}, {}),
+    "nft": ({"draws": 4, **_PLAIN}, {}, _LORA),
+    "awm": ({"clip": 0.01, "kl_weight": 1.0, "draws": 4, **_PLAIN}, {}, {}),
+    "dpo": ({"beta": 2000.0, "draws": 4, **_PLAIN}, {}, {}),
 }
+# Settings that a family, or an objective, has values of its own for.
+BY_FAMILY = ("num_inference_steps", "guidance_scale")
+BY_OBJECTIVE = tuple(
+    sorted({name for sets in OBJECTIVE.values() for each in sets for name in each})
+)
 
 
-def recommended(model: str | None, algorithm: str) -> dict[str, Any]:
-    """The recommended settings of a model under an objective."""
+def recommended(
+    model: str | None, algorithm: str, family: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The recommended settings of a model under an objective.
+
+    Published values give way to the family's, and those to the objective's. A guidance scale that
+    is an input of the network is part of the model, and stays.
+
+    Args:
+        model: as given to --model.
+        algorithm: the objective.
+        family: of `diffusion.model_facts.ModelFacts.recommended`; None where it is not known.
+    """
     tiny = model in (None, "tiny", "tiny-flow")
-    common, small = OBJECTIVE.get(algorithm, ({}, {}))
-    flow = {"model": "tiny-flow", "max_sequence_length": 1} if model == "tiny-flow" else {}
+    common, small, flow = OBJECTIVE.get(algorithm, ({}, {}, {}))
     rest = {"kl_weight": 0.0, "draws": 4}
-    return rest | (TINY if tiny else PUBLISHED) | common | (small if tiny else {}) | flow
+    if tiny:
+        flow_model = {"model": "tiny-flow", "max_sequence_length": 1}
+        return rest | TINY | common | small | (flow_model if model == "tiny-flow" else {})
+    known = dict(family or {})
+    by_input, is_flow = known.pop("guided_by_input", False), known.pop("flow", False)
+    own = common | (flow if is_flow else {})
+    if by_input:
+        own = {name: value for name, value in own.items() if name != "guidance_scale"}
+    return rest | PUBLISHED | known | own
 
 
 def recommended_texts() -> dict[str, str]:
-    """The recommended settings in words: "10 for tiny, 50 for other models"."""
+    """The recommended settings in words: "10 for tiny, 50 for other models".
+
+    Where families or objectives differ, the words say so.
+    """
     texts = {}
     for name, value in PUBLISHED.items():
         tiny = TINY[name]
         one, other = (f"{v:.12g}" if isinstance(v, float) else str(v) for v in (value, tiny))
-        texts[name] = one if value == tiny else f"{other} for tiny, {one} for other models"
+        whose = [w for w, names in (("family", BY_FAMILY), ("objective", BY_OBJECTIVE))
+                 if name in names]  # fmt: skip
+        usual = f", unless the {' or '.join(whose)} has its own" if whose else ""
+        texts[name] = one if value == tiny else f"{other} for tiny, {one} for other models{usual}"
+        if value == tiny and usual:
+            texts[name] = f"{one}{usual}"
     return texts

@@ -9,6 +9,7 @@ the same generators.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,10 @@ class Family:
         architecture: its name in the metadata of LoRA files, as ModelSpec has it.
         lora_targets: layer names for --lora-targets "attention" and "all".
         recommended: settings that differ from the published ones of Stable Diffusion.
+        own_call: whether `genpol generate` leaves images to the pipeline's own call, with
+            num_inference_steps, guidance_scale, negative_prompt and eta.
+        pipeline_class: whose `from_pretrained` loads a folder; None where diffusers knows the
+            class that the folder names.
     """
 
     denoiser_name: ClassVar[str] = "transformer"
@@ -49,6 +54,8 @@ class Family:
     architecture: str = ""
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ATTENTION, "all": ATTENTION}
     recommended: ClassVar[dict[str, Any]] = {}
+    pipeline_class: ClassVar[type | None] = None
+    own_call: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -61,6 +68,19 @@ class Family:
         self.pipe, self.max_sequence_length = pipe, max_sequence_length
         self.height, self.width = height or self.default_size, width or self.default_size
 
+    @classmethod
+    def recommended_for(
+        cls, name: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """`recommended` for one checkpoint, of which nothing is loaded yet.
+
+        Args:
+            name: as given to --model.
+            index: its model_index.json, empty where it could not be read.
+            denoiser: the configuration of its denoiser, likewise.
+        """
+        return cls.recommended
+
     @property
     def denoiser(self) -> torch.nn.Module:
         """The network that is trained."""
@@ -70,6 +90,18 @@ class Family:
     def default_size(self) -> int:
         """Height and width of an image in pixels where none is given."""
         return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that height and width must be multiples of: the autoencoder's scale, times a
+        patch of the denoiser."""
+        patch = self.denoiser.config.get("patch_size") or 1
+        return int(self.pipe.vae_scale_factor * patch)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest side in pixels that the denoiser has places for; None where any will do."""
+        return None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ class TokenFamily(Family):
     """Pipelines whose denoiser takes 2 x 2 patches of latents as tokens (B, h w / 4, 4 C)."""
 
     channels_per_latent = 4
+
+    @property
+    def multiple(self) -> int:
+        return int(2 * self.pipe.vae_scale_factor)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -63,8 +68,16 @@ class Flux(TokenFamily):
             "proj_mlp", "proj_out",
         ),
     }  # fmt: skip
+    # The pipeline's defaults, for dev.
     recommended = {"num_inference_steps": 28, "guidance_scale": 3.5}
     guided_by_input = True  # a negative prompt has no part in it
+
+    @classmethod
+    def recommended_for(
+        cls, name: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        schnell = denoiser.get("guidance_embeds") is False  # its card: 4 steps
+        return {"num_inference_steps": 4, "guidance_scale": 1.0} if schnell else cls.recommended
 
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
         length = self.max_sequence_length

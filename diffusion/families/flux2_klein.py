@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,15 @@ class Flux2Klein(TokenFamily):
             "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
         ),
     }  # fmt: skip
-    recommended = {"num_inference_steps": 28, "guidance_scale": 4.0}
+    # The pipeline's defaults, for the base model.
+    recommended = {"num_inference_steps": 50, "guidance_scale": 4.0}
+
+    @classmethod
+    def recommended_for(
+        cls, name: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        distilled = bool(index.get("is_distilled"))  # its card: 4 steps
+        return {"num_inference_steps": 4, "guidance_scale": 1.0} if distilled else cls.recommended
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -22,7 +22,8 @@ class QwenImage(TokenFamily):
             *JOINT, "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
         ),
     }  # fmt: skip
-    recommended = {"num_inference_steps": 28, "guidance_scale": 4.0, "negative_prompt": " "}
+    # The pipeline's defaults; its negative prompt is a space, see `encode_negative`.
+    recommended = {"num_inference_steps": 50, "guidance_scale": 4.0}
 
     def encode(self, prompts: list[str], device: torch.device) -> Condition:
         length = self.max_length()
@@ -41,6 +42,10 @@ class QwenImage(TokenFamily):
         )
         counts = super().count_tokens([template.format(prompt) for prompt in prompts])
         return [count - dropped for count in counts]
+
+    def encode_negative(self, prompts: list[str], device: torch.device) -> Condition:
+        # An empty one counts as none for the pipeline: its examples pass a space.
+        return self.encode([prompt or " " for prompt in prompts], device)
 
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float

@@ -18,6 +18,7 @@ class Sana(Family):
         "attention": ATTENTION,
         "all": (*ATTENTION, "conv_inverted", "conv_point"),
     }
+    # The pipeline's defaults.
     recommended = {"num_inference_steps": 20, "guidance_scale": 4.5}
 
     @property

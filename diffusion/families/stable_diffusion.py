@@ -16,6 +16,7 @@ class UNetFamily(Family):
 
     denoiser_name = "unet"
     flow = False
+    own_call = True
     lora_targets = {
         "attention": ATTENTION,
         "all": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,11 +26,23 @@ class ZImage(Family):
         "attention": ATTENTION,
         "all": (*ATTENTION, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     }
+    # Within the base model's card: 28 to 50 steps, the pipeline's guidance_scale 3 to 5.
     recommended = {"num_inference_steps": 28, "guidance_scale": 5.0}
+
+    @classmethod
+    def recommended_for(
+        cls, name: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        turbo = "turbo" in name.lower()  # the pipeline's example: 8 steps, its guidance_scale 0
+        return {"num_inference_steps": 8, "guidance_scale": 1.0} if turbo else cls.recommended
 
     @property
     def default_size(self) -> int:
         return 1024
+
+    @property
+    def multiple(self) -> int:
+        return int(2 * self.pipe.vae_scale_factor)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

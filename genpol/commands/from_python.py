@@ -17,6 +17,7 @@ from genpol.commands.finetune.options import Finetune
 from genpol.commands.train.options import Train
 
 if TYPE_CHECKING:
+    from diffusion.families.family import Family
     from diffusion.objective import Objective
     from diffusion.prompts.sources import PromptSource
     from diffusion.rewards import RewardFn
@@ -84,19 +85,21 @@ def finetune(
     gold: Mapping[str, RewardFn] | None = None,
     prompts: PromptSource | Sequence[str] | None = None,
     objective: Objective | None = None,
+    family: type[Family] | None = None,
 ) -> dict[str, float]:
     """Fine-tune an image diffusion pipeline on a reward, as `genpol finetune` does.
 
     Args:
         options: see `Finetune`. With `resume` the run in that folder goes on.
-        pipeline: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`; it is trained in
-            place, its LoRA is also saved. Settings that are not given are those recommended for
-            pipelines of that size, as with `Finetune(model=...)`.
+        pipeline: a pipeline of a supported class, or of `family`; it is trained in place, its LoRA
+            is also saved. Settings that are not given are those recommended for its family, as
+            with `Finetune(model=...)`.
         reward: (images (B, 3, H, W) float in [0, 1], B prompts) -> B numbers, higher is better; or
             any other form that `diffusion.rewards.callables` lists.
         gold: rewards that are only evaluated, by name.
         prompts: the prompts themselves, or a source of them; a tenth is held out of the former.
         objective: a loss of one's own in place of PRDP; see `diffusion.Objective`.
+        family: how a pipeline of one's own class is called; see `diffusion.Family`.
 
     Returns:
         What is in summary.json; empty if the run was stopped before its end.
@@ -119,13 +122,15 @@ def finetune(
         names["prompts"] = getattr(prompts, "name", None) or f"a list of {len(prompts)}"  # type: ignore[arg-type]
     if objective is not None:
         names["algorithm"] = _name(objective)
+    if family is not None:
+        names["family"] = _name(family)
     options = replace(options, **names)
     stored: dict[str, Any] = {}
     if options.resume:
         options, stored = restored(options, "finetune", RESUMABLE)
-    options = complete(options)
+    given = Given(pipeline, reward, gold, prompts, objective, family)
+    options = complete(options, given)
     check(options)
-    given = Given(pipeline, reward, gold, prompts, objective)
     return _told(lambda: run(options, stored, given))
 
 

@@ -13,6 +13,7 @@ from genpol.commands.finetune.options import RESUMABLE, Finetune
 from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
+    from diffusion.families.family import Family
     from diffusion.finetune import Finetuner
     from diffusion.objective import Objective
     from diffusion.prompts.sources import PromptSource
@@ -30,6 +31,7 @@ class Given:
     gold: Mapping[str, RewardFn] | None = None
     prompts: PromptSource | Sequence[str] | None = None
     objective: Objective | None = None
+    family: type[Family] | None = None
 
 
 def run(config: Finetune) -> None:
@@ -47,20 +49,22 @@ def run(config: Finetune) -> None:
     train(config, stored)
 
 
-def complete(config: Finetune) -> Finetune:
-    """Fill in what was not given: the model's recommended settings.
+def complete(config: Finetune, given: Given | None = None) -> Finetune:
+    """Fill in what was not given: the recommended settings of the model's family.
 
     Raises InputError when a number is out of its range, or another model than the shipped one comes
     without reward or prompts.
     """
     from diffusion.errors import InputError
+    from genpol.commands.finetune.family import advice
     from genpol.finetuning.control_options import parse_scales
     from offline.option_check import check_numbers
 
     check_numbers(config)
-
     parse_scales(config.guidance_control, config.model)  # before anything is loaded
-    config = config.resolved(recommended(config.model, config.algorithm))
+    given = given or Given()
+    facts = advice(config, given.pipeline, given.family)
+    config = config.resolved(recommended(config.model, config.algorithm, facts))
     if config.lora and (config.lora_alpha is not None or config.lora_dora):
         raise InputError(
             "--lora-alpha and --lora-dora are of a new LoRA; a run from --lora keeps those that "
@@ -85,6 +89,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.prompts.lengths import say_cuts_once, source_warnings
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import as_reward, load_reward, split_expressions
+    from genpol.commands.finetune.family import family_of
     from genpol.finetuning.stopping import watched
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
@@ -119,8 +124,9 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         watched(config.stop_when, ["reward", *gold])
     lora = lora_fingerprint(config.lora) if config.lora else None
     hide_loading_bars()
+    own = family_of(config, given.family)
     if given.pipeline is not None:
-        pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler)
+        pipe = prepare_pipeline(given.pipeline, scheduler=config.scheduler, family=own)
     else:
         pipe = load_pipeline(
             config.model,
@@ -128,6 +134,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
             scheduler=config.scheduler,
             variant=config.variant,
             model_config=config.model_config,
+            family=own,
         )
     with in_threads(None if config.threads is None else 1):  # a sum's last bits depend on it
         weights = fingerprint(pipe)
@@ -154,8 +161,10 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         autocast=config.autocast,
         device=device,
         seed=config.seed,
+        family=own,
         height=config.height,
         width=config.width,
+        train_resolution=config.train_resolution,
         max_sequence_length=config.max_sequence_length,
     )
     say_cuts_once()
@@ -175,13 +184,14 @@ def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typi
     """Typical operations, from the configuration of the denoiser, which is not loaded yet."""
     from diffusion.families import family_class
     from diffusion.loading import denoiser_config
+    from genpol.commands.finetune.family import family_of
 
     pipeline = None if given is None else given.pipeline
     if pipeline is None:
         found = denoiser_config(config.model_config or config.model)
     else:
-        name = family_class(type(pipeline).__name__).denoiser_name
-        found = getattr(pipeline, name).config
+        kind = family_of(config, given.family) or family_class(type(pipeline).__name__)
+        found = getattr(pipeline, kind.denoiser_name).config
     return drawing(config, found, config.micro_batch)
 
 

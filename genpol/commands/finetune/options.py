@@ -19,7 +19,8 @@ RESUMABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "model", "reward", "combine", "prompts", "epochs", "prompts_per_epoch", "images_per_prompt",
+        "model", "family", "reward", "combine", "prompts", "epochs", "prompts_per_epoch",
+        "images_per_prompt",
         "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
     ),
     "checkpoint": ("variant", "model_config"),
@@ -69,6 +70,9 @@ class Finetune(FinetuneConfig, WandbOptions):
     model_config: str | None = None
     """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
     Default: the hub id that fits the file."""
+    family: str | None = None
+    """How a pipeline of your own class is called: module:Class of a family (docs/EXTENDING.md).
+    Default: the family that the pipeline's class has."""
     reward: str | None = None
     """Reward: a name, module:function, http://HOST:PORT, or an expression such as
     "10*clip+2*hpsv2" or "min(clip,hpsv2)"."""

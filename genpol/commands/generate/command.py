@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.recommended import PUBLISHED, TINY
+from diffusion.recommended import recommended
 from genpol.commands.generate.options import Generate
 from genpol.runs.machine import drawing, on_this_machine
 
@@ -43,9 +43,12 @@ def run(config: Generate) -> None:
     from tqdm import tqdm
 
     from diffusion.errors import InputError
+    from diffusion.families import family_class
     from diffusion.loading import load_pipeline
     from diffusion.lora import load_lora, lora_file
     from diffusion.rewards import load_reward
+    from genpol.commands.finetune.family import advice, family_of
+    from genpol.commands.generate.drawing import Drawn
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.lock import FolderLock
@@ -64,29 +67,34 @@ def run(config: Generate) -> None:
     if config.lora:
         lora_file(config.lora)  # before gigabytes are read
     hide_loading_bars()
+    usual = recommended(config.model, "prdp", advice(config))
+    own = family_of(config)
     pipe = load_pipeline(
         config.model,
         dtype=config.dtype,
         scheduler=config.scheduler,
         variant=config.variant,
         model_config=config.model_config,
+        family=own,
     )
+    kind = own or family_class(type(pipe).__name__)
     if config.lora:
-        load_lora(pipe, config.lora)
+        load_lora(pipe, config.lora, denoiser=kind.denoiser_name)
     if config.unet:
-        pipe.unet = load_unet(config.unet, pipe.unet)
-    pipe.to(device)
-    recommended = TINY if config.model == "tiny" else PUBLISHED
+        name = kind.denoiser_name
+        setattr(pipe, name, load_unet(config.unet, getattr(pipe, name)))
     call: dict[str, Any] = {
-        "num_inference_steps": config.num_inference_steps or recommended["num_inference_steps"],
+        "num_inference_steps": config.num_inference_steps or usual["num_inference_steps"],
         "guidance_scale": (
-            recommended["guidance_scale"]
-            if config.guidance_scale is None
-            else config.guidance_scale
+            usual["guidance_scale"] if config.guidance_scale is None else config.guidance_scale
         ),
         "negative_prompt": config.negative_prompt,
         "eta": config.eta,
     }
+    sizes = {name: getattr(config, name) for name in ("height", "width", "max_sequence_length")}
+    call["drawn"] = Drawn(
+        pipe, kind, device, call, sizes, sampler=config.sampler, noise_level=config.noise_level
+    )
     warn_of_cuts(pipe, prompts, call)
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
@@ -207,7 +215,8 @@ def draw_batch(
 
 
 def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str, Any]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] by the pipeline's own call, one CPU generator per image.
+    """Images (B, 3, H, W) in [0, 1], one CPU generator per image: by the pipeline's own call, or by
+    `call["drawn"]`, where it is one whose call takes other arguments.
 
     A prompt's own negative prompt counts before the one of `call`.
     """
@@ -215,6 +224,12 @@ def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str,
 
     from diffusion.prompts.prompt import negative_of
 
+    call = dict(call)
+    drawn = call.pop("drawn", None)
+    if drawn is not None:
+        if not drawn.by_pipeline:
+            return drawn(prompts, seeds)
+        call |= drawn.size
     negatives = [negative_of(prompt, call["negative_prompt"]) for prompt in prompts]
     options = dict(call)
     if type(pipe.scheduler).__name__ == "DDPMScheduler":
@@ -226,10 +241,10 @@ def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str,
             # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
             options["negative_prompt"] = [negatives[i] for i in rows] if some else None
             generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
-            drawn = pipe(
+            found = pipe(
                 [prompts[i] for i in rows], generator=generators, output_type="pt", **options
             ).images
-            for i, image in zip(rows, drawn.float().cpu(), strict=True):
+            for i, image in zip(rows, found.float().cpu(), strict=True):
                 images[i] = image
     return torch.stack(images)
 

@@ -13,10 +13,11 @@ from offline.ranges import Count, NotNegative, Seed, Share, Threads
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
         "prompts", "num_prompts", "model", "lora", "images_per_prompt", "best_of", "reward",
-        "seed", "device", "output",
+        "seed", "device", "output", "family",
     ),
     "sampling": (
-        "num_inference_steps", "guidance_scale", "negative_prompt", "eta", "scheduler",
+        "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width",
+        "max_sequence_length", "sampler", "noise_level", "eta", "scheduler",
     ),
     "loading, memory and speed": (
         "prompt_column", "unet", "variant", "model_config", "dtype", "batch", "threads", "trust",
@@ -34,18 +35,23 @@ class Generate:
     """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, a saved dataset's folder, or a
     generator such as world (then also --num-prompts)."""
     model: str = "tiny"
-    """Pipeline: "tiny" (shipped), a diffusers folder, a hub id, or a single .safetensors file."""
+    """Pipeline: "tiny" or "tiny-flow" (shipped), a diffusers folder, a hub id, or a single
+    .safetensors file."""
     variant: str | None = None
     """Variant of the weights' files, such as fp16 for *.fp16.safetensors. Default: the plain
     ones."""
     model_config: str | None = None
     """Folder or hub id with the configuration, and what else a single .safetensors file lacks.
     Default: the hub id that fits the file."""
+    family: str | None = None
+    """How a pipeline of your own class is called: module:Class of a family (docs/EXTENDING.md).
+    Default: the family that the pipeline's class has."""
     lora: str | None = None
     """LoRA: a folder such as runs/x/lora, or a .safetensors file, in any usual layout. Default:
     none."""
     unet: str | None = None
-    """Folder of a fully fine-tuned UNet, such as runs/x/unet. Default: the pipeline's own."""
+    """Folder of a fully fine-tuned UNet or transformer, such as runs/x/unet. Default: the
+    pipeline's own."""
     prompt_column: str | None = None
     """Column or key that holds the prompt. Default: prompt, else the only one it may be, such as
     caption or text."""
@@ -67,6 +73,18 @@ class Generate:
     """Classifier-free guidance, at least 0. 1 is none."""
     negative_prompt: str = ""
     """Negative prompt for guidance. Default: none."""
+    height: Count | None = None
+    """Height of the images in pixels. Default: the pipeline's."""
+    width: Count | None = None
+    """Width of the images in pixels. Default: the pipeline's."""
+    max_sequence_length: Count | None = None
+    """Tokens that prompts are padded or cut to, in pipelines that let one choose. Default: the
+    pipeline's."""
+    sampler: Literal["ode", "flow-sde", "dance-sde", "cps"] = "ode"
+    """Sampler of flow models. Plain diffusers draws by the ODE, and fine-tuning by cps unless told
+    otherwise."""
+    noise_level: NotNegative = 0.7
+    """Noise level of the flow samplers other than the ODE, at least 0, and at most 1 for cps."""
     eta: Share = 1.0
     """Noise level of DDIM, 0 to 1. Fine-tuning uses 1; 0 is deterministic."""
     scheduler: Literal["keep", "ddim", "ddpm"] = "keep"
