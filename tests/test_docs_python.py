@@ -37,8 +37,8 @@ EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
     ),
     "Serve": ([], " answers with 4 actions"),
 }
-FAMILIES = ("A reward", "An objective", "An environment family", "A policy adapter",
-            "A dataset format", "An agent")  # fmt: skip
+FAMILIES = ("A reward", "An objective", "A pipeline family", "An environment family",
+            "A policy adapter", "A dataset format", "An agent")  # fmt: skip
 
 
 def environment() -> dict[str, str]:
