@@ -47,4 +47,3 @@ def advice(
         if pipeline is None
         else facts_of_pipeline(pipeline, name)
     )
-    return found.recommended(own)
