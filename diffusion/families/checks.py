@@ -18,14 +18,15 @@ MEMBERS = (
 )  # fmt: skip
 
 
-def check_family(kind: Any, name: str) -> type[Family]:
-    """`kind`, if it can be a family.
+def check_family(found: Any, name: str) -> type[Family]:
+    """`found`, if it can be a family.
 
     Raises:
         InputError: it is no class, or lacks a member.
     """
-    if not isinstance(kind, type):
-        raise InputError(f'family "{name}" is a {type(kind).__name__}: expected a class')
+    if not isinstance(found, type):
+        raise InputError(f'family "{name}" is a {type(found).__name__}: expected a class')
+    kind: Any = found
     missing = [member for member in MEMBERS if not hasattr(kind, member)]
     given = [m for m in ("encode", "call") if getattr(kind, m, None) is getattr(Family, m)]
     if missing or given:

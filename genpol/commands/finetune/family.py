@@ -42,8 +42,6 @@ def advice(
     own, name = family_of(config, given), config.model or "tiny"
     if own is None and name in ("tiny", "tiny-flow"):
         return {}  # whose settings are all in a table
-    found = (
-        facts_of(config.model_config or name)
-        if pipeline is None
-        else facts_of_pipeline(pipeline, name)
-    )
+    if pipeline is not None:
+        return facts_of_pipeline(pipeline, name).recommended(own)
+    return facts_of(config.model_config or name).recommended(own)

@@ -381,3 +381,20 @@ def test_a_prompts_file_named_like_the_world_has_no_gold(models, prompts, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert tuner_of(models, "world.txt").gold == {}
     assert set(tuner_of(models, "world").gold) == {"gold", "gold_wholly", "attributes_hard"}
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-4])
+def test_full_training_in_bf16_has_no_kl_before_its_first_update(models, prompts, rounding):
+    """Exactly none, even where the frozen copy would say something else in the last bits."""
+    model = models["sdxl"]
+    tuner = tuner_of(models, prompts, model=model, train="full", autocast="bf16")
+    frozen = tuner.policy.networks()[1]
+    with torch.no_grad():
+        frozen.conv_out.bias += rounding
+    chain, _ = tuner.draw(["a cat"], 2, 1, 0, reference=True)
+    assert torch.equal(chain.log_prob, chain.log_prob_ref) and float(chain.kl.abs().max()) == 0
+    tuner.trained.updates = 1
+    with torch.no_grad():
+        frozen.conv_out.bias += 0.01
+    chain, _ = tuner.draw(["a cat"], 2, 1, 0, reference=True)
+    assert float(chain.kl.max()) > 0  # from then on the copy is asked
