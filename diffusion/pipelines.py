@@ -299,15 +299,47 @@ class ImagePolicy:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] on the CPU."""
-        vae, images = getattr(self.pipe, "vae", None), []
-        if vae is None:  # a pipeline on pixels
+        images = []
+        with self._stable_vae() as vae:
+            for chunk in latents.split(batch):
+                image = self.family.decode(chunk.to(vae.dtype)).float()
+                images.append((image / 2 + 0.5).clamp(0, 1).cpu())
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, batch: int = 16) -> Tensor:
+        """Latents (B, C, h, w) float32 of images (B, 3, H, W) in [0, 1], of the family's
+        `image_size`: what `decode` turns back into them."""
+        if tuple(images.shape[2:]) != self.family.image_size:
+            raise ValueError(f"images of {tuple(images.shape[2:])}, not {self.family.image_size}")
+        latents = []
+        with self._stable_vae() as vae:
+            for chunk in images.split(batch):
+                pixels = (2 * chunk.to(self.device) - 1).to(vae.dtype)
+                latents.append(self.family.encode_image(pixels).float())
+        return torch.cat(latents)
+
+    @contextmanager
+    def _stable_vae(self) -> Iterator[torch.nn.Module]:
+        """The autoencoder, in fp32 where it would overflow in fp16 (SDXL's); the denoiser in a
+        pipeline on pixels."""
+        vae = getattr(self.pipe, "vae", None)
+        if vae is None:
             vae = self.denoiser
         upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-        if upcast:  # SDXL's VAE overflows in fp16
-            vae.to(torch.float32)
-        for chunk in latents.split(batch):
-            image = self.family.decode(chunk.to(vae.dtype)).float()
-            images.append((image / 2 + 0.5).clamp(0, 1).cpu())
         if upcast:
-            vae.to(torch.float16)
-        return torch.cat(images)
+            vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            if upcast:
+                vae.to(torch.float16)
+
+    @contextmanager
+    def at_guidance(self, scale: float) -> Iterator[None]:
+        """Within this context `encode` and `predict` use another guidance scale; 1 is none."""
+        kept, self.guidance_scale = self.guidance_scale, scale
+        try:
+            yield
+        finally:
+            self.guidance_scale = kept

@@ -164,6 +164,22 @@ class Family:
         config = self.pipe.vae.config
         return self.pipe.vae.decode(latents / config.scaling_factor, return_dict=False)[0]
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what `decode` makes of one latent."""
+        _, height, width = self.latent_shape
+        return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Latents (B, C, h, w) that `decode` turns back into the images, up to what the autoencoder
+        loses: the mode of its posterior, scaled and shifted as the pipeline's are.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], of `image_size`, in the autoencoder's dtype.
+        """
+        posterior = self.pipe.vae.encode(images).latent_dist
+        return posterior.mode() * self.pipe.vae.config.scaling_factor
+
 
 def in_chat(tokenizer: Any, prompts: list[str], thinking: bool) -> list[str]:
     """Each prompt as a user's message of a chat that waits for its answer."""

@@ -85,3 +85,15 @@ class Flux2Klein(TokenFamily):
         var = vae.bn.running_var.view(1, -1, 1, 1).to(latents)
         z = latents * (var + vae.config.batch_norm_eps).sqrt() + mean
         return vae.decode(self.pipe._unpatchify_latents(z), return_dict=False)[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        height, width = super().image_size
+        return 2 * height, 2 * width
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        z = self.pipe._patchify_latents(vae.encode(images).latent_dist.mode())
+        mean = vae.bn.running_mean.view(1, -1, 1, 1).to(z)
+        var = vae.bn.running_var.view(1, -1, 1, 1).to(z)
+        return (z - mean) / (var + vae.config.batch_norm_eps).sqrt()

@@ -77,3 +77,10 @@ class QwenImage(TokenFamily):
         mean = torch.tensor(config.latents_mean).view(shape).to(latents)
         std = torch.tensor(config.latents_std).view(shape).to(latents)
         return self.pipe.vae.decode(latents[:, :, None] * std + mean, return_dict=False)[0][:, :, 0]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        z = self.pipe.vae.encode(images[:, :, None]).latent_dist.mode()[:, :, 0]
+        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1).to(z)
+        std = torch.tensor(config.latents_std).view(1, -1, 1, 1).to(z)
+        return (z - mean) / std

@@ -68,6 +68,11 @@ class Sana(Family):
         )[0]
         return out[:, : x_t.shape[1]]  # a learnt variance, if any, comes after
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        # Its autoencoder is deterministic.
+        vae = self.pipe.vae
+        return vae.encode(images, return_dict=False)[0] * vae.config.scaling_factor
+
 
 def _instruction() -> list[str]:
     """What the pipeline's own call puts before a prompt: the default of its argument."""

@@ -40,6 +40,16 @@ class UNetFamily(Family):
             z = z + torch.tensor(mean, **like).view(1, -1, 1, 1)
         return self.pipe.vae.decode(z, return_dict=False)[0]
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        config = self.pipe.vae.config
+        z = self.pipe.vae.encode(images).latent_dist.mode()
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            like = {"device": z.device, "dtype": z.dtype}
+            z = z - torch.tensor(mean, **like).view(1, -1, 1, 1)
+            z = z / torch.tensor(std, **like).view(1, -1, 1, 1)
+        return z * config.scaling_factor
+
 
 class StableDiffusion(UNetFamily):
     """`StableDiffusionPipeline`."""
