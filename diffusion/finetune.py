@@ -12,12 +12,10 @@ state and draws the same images whatever the batch sizes are.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -33,6 +31,7 @@ from diffusion.guards.filtering import best_and_worst
 from diffusion.guards.forward_kl import policy_kl
 from diffusion.guards.kl_target import kl_target, weight_of, with_weight
 from diffusion.loading import DTYPES
+from diffusion.measures import Evaluation, peak_memory_mb, reward_statistics
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
 from diffusion.objectives.make import make_objective
 from diffusion.pipelines import ImagePolicy
@@ -41,12 +40,19 @@ from diffusion.prompts.sources import PromptSource
 from diffusion.rewards.callables import RewardFn
 from diffusion.rewards.reward import as_reward, judge
 from diffusion.scores import ChainScores, ForwardScores, take
+from diffusion.streams import (
+    DRAWS,
+    EVALUATION,
+    KL_EVALUATION,
+    KL_TRAINING,
+    ROLLOUT,
+    SEVERAL,
+    WINDOW,
+    generators,
+)
 from diffusion.trained_weights import SwapWeights, TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
-ROLLOUT, EVALUATION = 1, 2  # purposes of a random stream; 3 is the self-check's
-DRAWS, WINDOW = 4, 5
-KL_TRAINING, KL_EVALUATION, SEVERAL = 6, 7, 8
 ALIKE, PROMPTS_ALIKE = 4, 8  # images of a prompt, and most prompts, that diversity is measured of
 KL_PROBES = 64  # images of an epoch that the distance from the reference is taken of
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
@@ -54,28 +60,6 @@ RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
 class Stopped(Exception):
     """The caller asked to stop while images were being drawn; weights are as after `epoch`."""
-
-
-def generators(seed: int, purpose: int, epoch: int, indices: range) -> list[torch.Generator]:
-    """One CPU generator per image."""
-    out = []
-    for i in indices:
-        words = np.random.SeedSequence([seed, purpose, epoch, i]).generate_state(1, np.uint64)
-        out.append(torch.Generator().manual_seed(int(words[0]) >> 1))
-    return out
-
-
-@dataclass
-class Evaluation:
-    """Held-out images with their prompts and named rewards, each (n,).
-
-    measures: what else is known of the policy by these images, such as "kl_forward", by name.
-    """
-
-    images: Tensor
-    prompts: list[str]
-    rewards: dict[str, Tensor]
-    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Finetuner:
@@ -112,6 +96,8 @@ class Finetuner:
         self.trained = TrainedWeights(policy.trainable(), config, decay, self.require_finite)
         self.backward: Backward = torch.Tensor.backward  # what a bench wants timed
         self.epoch = 0
+
+    rewarded = True  # whether there is a reward to train on
 
     @property
     def reward_calls(self) -> int:
@@ -185,8 +171,25 @@ class Finetuner:
     def evaluate(self, count: int, weights: Mapping[str, Tensor] | None = None) -> Evaluation:
         """One image of each of `count` held-out prompts, fixed seeds, scored by every reward.
 
-        Flow models are evaluated as they are used: by the ODE. `weights` stand in for the trained
-        ones by name.
+        `weights` stand in for the trained ones by name.
+        """
+        images, prompts, measures = self.drawn(count, weights)
+        return Evaluation(images, prompts, self.judged(images, prompts), measures)
+
+    def judged(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """What every reward says of images of held-out prompts, each (n,)."""
+        alone = torch.arange(len(prompts))
+        found = judge(self.reward, images, prompts, alone)
+        rewards = {"reward": found.raw} | found.columns()
+        return rewards | {k: judge(f, images, prompts, alone).raw for k, f in self.gold.items()}
+
+    def drawn(
+        self, count: int, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, list[str], dict[str, float]]:
+        """One image of each of `count` held-out prompts, the same seeds every time; and measures
+        of the policy by them.
+
+        Flow models are evaluated as they are used: by the ODE.
         """
         prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
         average = self.trained.averaged()
@@ -199,11 +202,7 @@ class Finetuner:
             apart = policy_kl(self.policy, sample, cond, streams, batch=batch)
             measures = {"kl_forward": float(apart.mean())} | self.alike(prompts, process)
             images = self.policy.decode(chain.sample.float())
-        alone = torch.arange(len(prompts))
-        judged = judge(self.reward, images, prompts, alone)
-        rewards = {"reward": judged.raw} | judged.columns()
-        rewards |= {k: judge(fn, images, prompts, alone).raw for k, fn in self.gold.items()}
-        return Evaluation(images, prompts, rewards, measures)
+        return images, prompts, measures
 
     def alike(self, prompts: list[str], process: ReverseProcess) -> dict[str, float]:
         """Diversity of four images of each of a few prompts: one prompt in 16 of an evaluation."""
@@ -252,10 +251,34 @@ class Finetuner:
             metrics["filter/kept"] = len(rollouts.reward) / len(group)
         if not self.forward:
             metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
-        norms = []
+        inner = self.take_steps(scores, rollouts)
+        if self.kl_target is not None:
+            metrics["kl/beta"] = weight_of(self.objective)
+            self.objective = self.kl_target.adapted(self.objective, metrics["kl/forward"])
+        seconds = time.perf_counter() - start
+        self.epoch += 1
+        metrics |= inner | reward_statistics(judged.raw) | judged.means()
+        if chain.kl is not None:
+            kl = chain.kl.cpu()[:, self.process.stochastic].double()
+            metrics["kl/per_dim"] = float(kl.mean())
+            metrics["kl/nats"] = float(kl.sum(1).mean() * chain.dimensions)
+        metrics |= {
+            "train/images": float(self.epoch * len(group)),
+            "time/epoch_seconds": seconds,
+            "time/rollout_share": drawn / seconds,
+            "time/images_per_second": len(group) / seconds,
+            "memory/peak_mb": peak_memory_mb(self.policy.device),
+        }
+        return metrics
+
+    def take_steps(
+        self, scores: ChainScores | ForwardScores, rollouts: Rollouts
+    ) -> dict[str, float]:
+        """K optimiser steps on an epoch's images; the objective's metrics at the last of them."""
+        cfg, norms = self.config, []
         for k in range(cfg.inner_steps):
             self.trained.optimiser.zero_grad(set_to_none=True)
-            inner = two_pass_backward(
+            metrics = two_pass_backward(
                 scores.score,
                 self.objective,
                 rollouts,
@@ -268,26 +291,10 @@ class Finetuner:
         with torch.no_grad():  # weights may be finite and what the network says may not
             said = self.probe(scores, rollouts, 4)[0]
             self.require_finite("what the network says", float(said.abs().max()))
-        if self.kl_target is not None:
-            metrics["kl/beta"] = weight_of(self.objective)
-            self.objective = self.kl_target.adapted(self.objective, metrics["kl/forward"])
-        seconds = time.perf_counter() - start
-        self.epoch += 1
-        metrics |= inner | reward_statistics(judged.raw) | judged.means()
-        if chain.kl is not None:
-            kl = chain.kl.cpu()[:, self.process.stochastic].double()
-            metrics["kl/per_dim"] = float(kl.mean())
-            metrics["kl/nats"] = float(kl.sum(1).mean() * chain.dimensions)
-        metrics |= {
+        return metrics | {
             "train/gradient_norm": float(np.mean(norms)),
             "train/learning_rate": self.trained.rate,
-            "train/images": float(self.epoch * len(group)),
-            "time/epoch_seconds": seconds,
-            "time/rollout_share": drawn / seconds,
-            "time/images_per_second": len(group) / seconds,
-            "memory/peak_mb": peak_memory_mb(self.policy.device),
         }
-        return metrics
 
     def apart(self, sample: Tensor, cond: Condition, group: Tensor) -> float:
         """The KL of the current weights from the reference, by some of an epoch's images."""
@@ -331,7 +338,7 @@ class Finetuner:
         """How an epoch's images are scored again, and what the objective sees of them."""
         policy = self.policy
         if self.forward:
-            return self._forward_scored(chain.sample, cond, reward, group)
+            return self.scored_images(chain.sample, cond, reward, group)
         assert chain.log_prob_ref is not None
         channels = getattr(self.objective, "channels", ("log_prob",))
         scores = ChainScores(
@@ -346,39 +353,49 @@ class Finetuner:
             dimensions=chain.dimensions,
         )
 
-    def _forward_scored(
+    def scored_images(
         self, sample: Tensor, cond: Condition, reward: Tensor, group: Tensor
     ) -> tuple[ForwardScores, Rollouts]:
+        """The same for an objective on the forward process, of finished latents (M, ...)."""
         policy, cfg, objective = self.policy, self.config, cast(ForwardObjective, self.objective)
-        groups, draws = int(group.max()) + 1, objective.draws
-        streams = generators(cfg.seed, DRAWS, self.epoch, range(groups * draws))
-        process = forward_process(policy.pipe.scheduler)
-        shared = draw_times(
-            process,
-            policy.latent_shape,
-            [streams[i : i + draws] for i in range(0, len(streams), draws)],
-            policy.device,
-        )
-        anchor = self.predict_anchor if objective.anchor else None
-        asks = getattr(objective, "needs_reference", False)
-        scores = ForwardScores(
-            objective,
-            process,
-            policy.predict,
-            sample,
-            shared,
-            cond,
-            group,
-            anchor,
-            policy.predict_reference if asks else None,
-        )
-        old = reference = torch.zeros(len(sample), draws)
+        scores = self.forward_scores(sample, cond, group, objective.draws, DRAWS, self.epoch)
+        old = reference = torch.zeros(len(sample), objective.draws)
         if not objective.linear:
             table = scores.table(policy.predict, cfg.micro_batch)
             other = scores.table(policy.predict_reference, cfg.micro_batch)
             old, reference = (v if v.ndim == 2 else v[..., 0] for v in (table, other))
             scores = replace(scores, rollout_table=table)
         return scores, Rollouts(old, reference, reward, group, self.weights, sample[0].numel())
+
+    def forward_scores(
+        self,
+        sample: Tensor,
+        cond: Condition,
+        group: Tensor,
+        draws: int,
+        purpose: int,
+        epoch: int,
+        first: int = 0,
+    ) -> ForwardScores:
+        """The objective's terms of latents (M, ...), at `draws` times and noises of each group, of
+        which the first is the `first` of the epoch."""
+        objective = cast(ForwardObjective, self.objective)
+        groups = int(group.max()) + 1
+        which = range(first * draws, (first + groups) * draws)
+        streams = generators(self.config.seed, purpose, epoch, which)
+        process = forward_process(self.policy.pipe.scheduler)
+        shared = draw_times(
+            process,
+            self.policy.latent_shape,
+            [streams[i : i + draws] for i in range(0, len(streams), draws)],
+            self.policy.device,
+        )
+        anchor = self.predict_anchor if objective.anchor else None
+        asks = getattr(objective, "needs_reference", False)
+        reference = self.policy.predict_reference if asks else None
+        return ForwardScores(
+            objective, process, self.policy.predict, sample, shared, cond, group, anchor, reference
+        )
 
     def predict_anchor(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The output under the average of the weights; no gradient."""
@@ -436,23 +453,3 @@ class Finetuner:
         if self.kl_target is not None:
             self.objective = with_weight(self.objective, values["kl_beta"])
         self.epoch = values["epoch"]
-
-
-def reward_statistics(reward: Tensor) -> dict[str, float]:
-    """Mean, std and percentiles of an epoch's training rewards."""
-    points = torch.quantile(reward.double(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
-    return {
-        "reward/mean": float(reward.mean()),
-        "reward/std": float(reward.std()),
-        "reward/p10": float(points[0]),
-        "reward/p50": float(points[1]),
-        "reward/p90": float(points[2]),
-    }
-
-
-def peak_memory_mb(device: torch.device | str = "cpu") -> float:
-    """Peak bytes allocated on a CUDA device, else the process's peak resident set; in MB (1e6)."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

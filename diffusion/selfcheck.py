@@ -5,6 +5,7 @@ ratio      re-scoring a step in the training path gives the stored log-prob, wit
 reference  policy and reference agree before any update: else the KL is measured from nowhere
 guidance   the guided prediction is uncond + s (cond - uncond) of two plain ones
 ties       the reward tells images of one prompt apart: tied pairs teach nothing
+margins    with pairs from a file: policy and reference have the same losses before any update
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 
 from diffusion.chain import DenoisingChain, draw, score_steps
 from diffusion.errors import InputError
-from diffusion.finetune import Finetuner, generators
+from diffusion.finetune import Finetuner
 from diffusion.loading import DTYPES
 from diffusion.objective import tie_fraction
 from diffusion.pipelines import ImagePolicy
 from diffusion.prdp import PRDP
+from diffusion.preference_tuning import PreferenceTuner
 from diffusion.scores import take
+from diffusion.streams import CHECK, generators
 
-CHECK = 3  # purpose of the random stream
 PROBES = 6  # denoising steps probed
 
 
@@ -41,7 +43,10 @@ def self_check(tuner: Finetuner) -> CheckReport:
     if not tuner.forward:  # which scores no step
         _check_ratio(tuner, prompt, report)
     _check_guidance(tuner.policy, prompt, report)
-    _check_ties(tuner, prompt, report)
+    if not isinstance(tuner, PreferenceTuner):  # its pairs have no ties
+        _check_ties(tuner, prompt, report)
+    elif tuner.trained.updates == 0:
+        _check_margins(tuner, report)
     return report
 
 
@@ -127,6 +132,16 @@ def _check_guidance(policy: ImagePolicy, prompt: str, report: CheckReport) -> No
         raise InputError(
             f"guidance is off by {error:.1%}: the guided prediction is not uncond + scale * "
             "(cond - uncond). Is the UNet patched or in an unusual dtype?"
+        )
+
+
+def _check_margins(tuner: PreferenceTuner, report: CheckReport) -> None:
+    margin = abs(tuner.judge(2)["implicit_margin"])
+    report.metrics["check/implicit_margin"] = margin
+    if not margin <= 1e-6:
+        raise InputError(
+            f"policy and reference differ before any update (a margin of {margin:.1e}): was a LoRA "
+            "loaded into the pipeline by hand? Pass it as --lora"
         )
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from diffusion.config import FinetuneConfig
-from diffusion.finetune import EVALUATION, Finetuner
+from diffusion.finetune import Finetuner
 from diffusion.loading import load_pipeline
 from diffusion.pipelines import ImagePolicy
 from diffusion.prompts.sources import load_prompts
 from diffusion.recommended import recommended
 from diffusion.rewards import load_reward
+from diffusion.streams import EVALUATION
 from diffusion.world import scenes
 
 PROMPTS_PER_EPOCH, IMAGES_PER_PROMPT = 8, 8

@@ -155,6 +155,11 @@ class Family:
         """Whether this guidance scale means a second pass with the negative prompt."""
         return scale > 1 and not self.guided_by_input
 
+    @classmethod
+    def own_guidance(cls, scale: float) -> dict[str, float]:
+        """A guidance scale, of which 1 is none, in the words of the pipeline's own call."""
+        return {"guidance_scale": scale}
+
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """The guided output of the two passes."""
         return unconditional + scale * (conditional - unconditional)

@@ -50,6 +50,10 @@ class ZImage(Family):
         height, width = 2 * (self.height // side), 2 * (self.width // side)
         return self.pipe.transformer.in_channels, height, width
 
+    @classmethod
+    def own_guidance(cls, scale: float) -> dict[str, float]:
+        return {"guidance_scale": scale - 1}
+
     def schedule(self, num_inference_steps: int) -> dict[str, Any]:
         _, height, width = self.latent_shape
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()

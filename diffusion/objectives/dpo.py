@@ -5,7 +5,11 @@ With g = l_theta - l_ref at draws of (t, eps) that the pair shares,
     loss = mean over pairs and draws of -log sigmoid(-beta (g(chosen) - g(rejected)))
 
 l is the denoising loss, a mean over dimensions (the paper's eq. 14 has beta T w(t), all in one
-constant here). Implicit accuracy is the share of pairs whose chosen image has the smaller g.
+constant here). Implicit accuracy is the share of pairs whose chosen image has the smaller g; a tie
+counts as half. Where the policy is still the reference, every pair ties.
+
+Pairs come from a file (`preference_tuning.py`). Without one this is online DPO: of the images drawn
+of a prompt, each two of which the reward prefers one are a pair.
 
 Units: beta multiplies a loss per dimension; published values are 2,000 to 5,000 (SD1.5, SDXL).
 """
@@ -52,9 +56,15 @@ class DPO:
         """Loss (scalar, float64) and metrics for a table (M, S) of `terms`."""
         margin = self.margins(table, rollouts)
         loss = -F.logsigmoid(self.beta * margin).mean() if margin.numel() else table.sum() * 0.0
-        accurate = (margin.mean(1) > 0).double()
+        accurate = accuracy(margin)
         return loss, {
             "dpo/loss": float(loss.detach()),
-            "dpo/accuracy": float(accurate.mean()) if len(accurate) else float("nan"),
+            "dpo/accuracy": accurate,
             "dpo/margin": float(margin.detach().mean()) if margin.numel() else float("nan"),
         }
+
+
+def accuracy(margin: Tensor) -> float:
+    """Implicit accuracy: the share of pairs whose mean margin (P, S) is above 0, a tie being half;
+    NaN without pairs."""
+    return float(((margin.detach().mean(1).sign() + 1) / 2).mean())

@@ -106,7 +106,7 @@ def load_prompts(
                 f"{spec}: each of its prompts is also one of the evaluation prompts {eval_spec}, "
                 "which leaves none to train on: evaluate on others, or train on more."
             )
-        out = _split(hashes, fraction, spec)
+        out = split_by_hash(hashes, fraction, spec)
         train = _Listed(content.read, offsets[~out])
         if held is None and fraction > 0:
             held = _Listed(content.read, _distinct(offsets[out], hashes[out]))
@@ -207,7 +207,7 @@ def _index(content: _InMemory | PromptFile, drop: Drop | None = None) -> tuple[I
     return np.asarray(offsets, np.int64), np.asarray(hashes, np.uint64)
 
 
-def _split(hashes: Hashes, fraction: float, spec: str) -> NDArray[np.bool_]:
+def split_by_hash(hashes: Hashes, fraction: float, spec: str) -> NDArray[np.bool_]:
     """Which prompts are held out: at least one distinct prompt on either side, if fraction > 0."""
     out = hashes < np.uint64(math.ceil(fraction * 2**64))
     if fraction == 0:
@@ -221,6 +221,12 @@ def _split(hashes: Hashes, fraction: float, spec: str) -> NDArray[np.bool_]:
     if not out.any():
         return hashes == lowest
     return hashes != highest if out.all() else out
+
+
+def evaluation_side(spec: str, column: str | None = None) -> tuple[_Side, str]:
+    """The prompts of --eval-prompts: `fixed(n, seed)` gives some, `has(prompt)` knows them; and a
+    digest of them."""
+    return _evaluation_side(_open(spec, column, print))
 
 
 def _distinct(offsets: Ints, hashes: Hashes) -> Ints:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain, score_chain, score_steps
-from diffusion.finetune import ROLLOUT, Finetuner, generators
+from diffusion.finetune import Finetuner
 from diffusion.loading import DTYPES
 from diffusion.objective import Rollouts
 from diffusion.scores import take
+from diffusion.streams import ROLLOUT, generators
 
 
 def ddpo_epoch(tuner: Finetuner) -> None:

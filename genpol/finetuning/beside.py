@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from diffusion.errors import shown
-from diffusion.finetune import Evaluation, Finetuner
+from diffusion.finetune import Finetuner
+from diffusion.measures import Evaluation
 from genpol.finetuning.control_options import CAP, CAPS, SMALL
 from genpol.finetuning.controls import BestOf, Floats, Tick, at_guidance, best_of_k, equal_k
 from genpol.finetuning.samples import read_evaluation, save_evaluation
@@ -58,6 +59,8 @@ class Beside:
         own = self.tuner.policy.guidance_scale
         # Scales of at most 1 are no guidance, and all the same.
         self.scales = tuple(s for s in self.scales if s != own and max(s, own) > 1)
+        if not self.tuner.rewarded:  # pairs alone: nothing to choose or to score by
+            self.most, self.scales = 0, ()
 
     def candidates(self, reward_calls: int) -> int:
         """K, where training has spent so many reward calls; 0 for none."""

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.errors import InputError
-from diffusion.finetune import EVALUATION, Evaluation, Finetuner
+from diffusion.finetune import Finetuner
+from diffusion.measures import Evaluation
 from diffusion.pipelines import ImagePolicy
+from diffusion.streams import EVALUATION
 from genpol.finetuning.samples import PICTURES
 
 Floats = NDArray[np.float64]
@@ -156,18 +158,19 @@ def draw_untrained(
     """
     policy, cfg = tuner.policy, tuner.config
     assert cfg.num_inference_steps is not None  # the tuner's configuration is resolved
-    process = policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
-    chain, _ = tuner.draw(
-        prompts,
-        1,
-        EVALUATION,
-        candidate,
-        reference=False,
-        process=process,
-        predict=policy.predict_reference,
-        tick=tick,
-    )
-    return policy.decode(chain.sample.float())
+    with policy.full_size():
+        process = policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
+        chain, _ = tuner.draw(
+            prompts,
+            1,
+            EVALUATION,
+            candidate,
+            reference=False,
+            process=process,
+            predict=policy.predict_reference,
+            tick=tick,
+        )
+        return policy.decode(chain.sample.float())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from genpol.reports.grids import before_after, to_pil
 from offline.files import disk_errors, write_beside
 
 if TYPE_CHECKING:
-    from diffusion.finetune import Evaluation
+    from diffusion.measures import Evaluation
 
 PICTURES = 16  # as many as the sample grids show
 _TEXT = ("index", "prompt", "picture")

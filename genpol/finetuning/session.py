@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from diffusion.errors import InputError, RewardError
-from diffusion.finetune import Evaluation, Finetuner
+from diffusion.finetune import Finetuner
+from diffusion.measures import Evaluation
 from diffusion.trained_weights import SwapWeights
 from genpol.finetuning.beside import Beside, numbers
 from genpol.finetuning.control_options import parse_scales
@@ -134,12 +135,13 @@ class Session:
         """Evaluate and picture the untouched pipeline."""
         started = time.perf_counter()
         result = self.tuner.evaluate(self.final_images)
-        each = (time.perf_counter() - started) / len(result.images)
+        each = (time.perf_counter() - started) / max(1, len(result.images))
         self.before = means(result)
         rows = {f"eval/{k}": v for k, v in self.before.items()} | self.see(result)
         self.run.log(0, rows | checks)
         self.picture(0, result)
-        save_evaluation(self.run.folder / "samples", "before", result)
+        if result.prompts:
+            save_evaluation(self.run.folder / "samples", "before", result)
         self.save()
         cfg = self.config
         calls = cfg.epochs * cfg.prompts_per_epoch * cfg.images_per_prompt
@@ -207,7 +209,9 @@ class Session:
         return f"{kept}; continue with --resume {self.run.folder}"
 
     def picture(self, epoch: int, result: Evaluation) -> None:
-        """Save the fixed-seed sample grid, each image with its prompt."""
+        """Save the fixed-seed sample grid, each image with its prompt; none without images."""
+        if not result.prompts:
+            return
         when = f"after {epoch} epochs of fine-tuning" if epoch else "before fine-tuning"
         shown = grid(
             result.images[:PICTURES], result.prompts[:PICTURES], title=f"Held-out prompts, {when}"
@@ -234,10 +238,11 @@ class Session:
             self.save_for_users()
             if of != epoch:
                 result = self.tuner.evaluate(self.final_images, watch.weights)
-        each = (time.perf_counter() - started) / len(result.images)
+        each = (time.perf_counter() - started) / max(1, len(result.images))
         after = means(result)
-        save_evaluation(samples, "after", result)
-        picture = before_after_picture(samples, of)
+        if result.prompts:
+            save_evaluation(samples, "after", result)
+        picture = before_after_picture(samples, of) if result.prompts else None
         if picture is not None:
             self.run.log_images(epoch, "samples/before_after", picture)
         before, scores = self.scores_before(result.prompts), floats(result)
@@ -258,9 +263,8 @@ class Session:
             how = self.stop_note() if summary["stop/early"] else f"all {epoch} epochs ran"
             print(f"{how}; the weights in {kind}/ are those of {watch.name}'s best, epoch {of}")
         print(
-            f"held-out reward {self.before['reward']:.4f} -> {after['reward']:.4f} "
-            f"on {len(result.images)} images{wins(summary)}; weights in {self.run.folder / kind}; "
-            f"everything about the run in {self.run.folder / PAGE}"
+            f"{outcome(self.before, after, result)}{wins(summary)}; weights in "
+            f"{self.run.folder / kind}; everything about the run in {self.run.folder / PAGE}"
         )
         return summary
 
@@ -295,6 +299,22 @@ class Session:
         if now - self.page_at >= least:
             write_page(self.run.folder)
             self.page_at = now
+
+
+def outcome(before: dict[str, float], after: dict[str, float], result: Evaluation) -> str:
+    """What a run has changed, in one line."""
+    said = []
+    if "implicit_accuracy" in after:
+        said.append(
+            f"held-out implicit accuracy {before['implicit_accuracy']:.4f} -> "
+            f"{after['implicit_accuracy']:.4f} on {after['pairs']:.0f} pairs"
+        )
+    if "reward" in after:
+        said.append(
+            f"held-out reward {before['reward']:.4f} -> {after['reward']:.4f} "
+            f"on {len(result.images)} images"
+        )
+    return "; ".join(said)
 
 
 def means(result: Evaluation) -> dict[str, float]:

@@ -63,8 +63,11 @@ def complete(config: Finetune, given: Given | None = None) -> Finetune:
     check_numbers(config)
     parse_scales(config.guidance_control, config.model)  # before anything is loaded
     given = given or Given()
+    require_fitting_pairs(config)
+    paired = config.pairs is not None
     facts = advice(config, given.pipeline, given.family)
-    config = config.resolved(recommended(config.model, config.algorithm, facts))
+    usual = recommended(config.model, config.algorithm, facts, pairs=paired)
+    config = config.resolved(usual)
     if config.lora and (config.lora_alpha is not None or config.lora_dora):
         raise InputError(
             "--lora-alpha and --lora-dora are of a new LoRA; a run from --lora keeps those that "
@@ -73,9 +76,29 @@ def complete(config: Finetune, given: Given | None = None) -> Finetune:
     if config.export and config.train == "full":
         raise InputError(f"--export {config.export} is of a LoRA, and --train full trains none")
     for name in ("reward", "prompts"):
-        if getattr(config, name) is None:
+        if getattr(config, name) is None and not paired:
             raise InputError(f"--{name} is needed with --model {config.model}; see --help")
     return config
+
+
+def require_fitting_pairs(config: Finetune) -> None:
+    """Raise InputError where options cannot go with --pairs, or need them."""
+    from diffusion.errors import InputError
+
+    if config.pairs is None:
+        if config.pair_columns is not None:
+            raise InputError("--pair-columns names the columns of --pairs, which is not there")
+        return
+    if config.algorithm != "dpo":
+        raise InputError(
+            f"--pairs is for --algorithm dpo; {config.algorithm} learns from images that it draws "
+            "and a reward"
+        )
+    if config.prompts is not None:
+        raise InputError(
+            "--pairs has the prompts to train on: leave out --prompts. Prompts to draw at "
+            "evaluations are given with --eval-prompts"
+        )
 
 
 def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict[str, str]]:
@@ -86,6 +109,8 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
     from diffusion.lora import lora_fingerprint
     from diffusion.pipelines import ImagePolicy
+    from diffusion.preference_tuning import PreferenceTuner
+    from diffusion.preferences.source import load_pairs
     from diffusion.prompts.lengths import say_cuts_once, source_warnings
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.rewards import as_reward, load_reward, split_expressions
@@ -98,6 +123,15 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     given, device = given or Given(), pick_device(config.device)
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
     prompts: Any = given.prompts
+    if config.pairs is not None:
+        prompts = load_pairs(
+            config.pairs,
+            columns=config.pair_columns,
+            held_out_fraction=config.held_out,
+            eval_spec=config.eval_prompts,
+            eval_column=config.prompt_column,
+        )
+        print(prompts.about)
     if not hasattr(prompts, "held_out"):
         prompts = load_prompts(
             config.prompts if prompts is None else prompts,
@@ -105,12 +139,13 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
             held_out_fraction=config.held_out,
             eval_spec=config.eval_prompts,
         )
-    if given.reward is None:
-        reward: RewardFn = load_reward(
+    reward: RewardFn | None = None
+    if given.reward is not None:  # checked as a loaded one is
+        reward = as_reward(given.reward, config.reward, device=device, combine=config.combine)
+    elif config.reward is not None:
+        reward = load_reward(
             config.reward, device=device, trust=config.trust, combine=config.combine
         )
-    else:  # checked as a loaded one is
-        reward = as_reward(given.reward, config.reward, device=device, combine=config.combine)
     names = config.gold_reward
     if names is None and config.prompts in WORLDS:
         names = "gold,gold_wholly,attributes_hard"
@@ -167,6 +202,8 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         train_resolution=config.train_resolution,
         max_sequence_length=config.max_sequence_length,
     )
+    if config.pairs is not None:
+        return PreferenceTuner(policy, reward, prompts, config, gold), identity
     say_cuts_once()
     for line in source_warnings(
         policy.family,
@@ -269,7 +306,11 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                     try:
                         metrics = tuner.run_epoch(lambda: guard.stop)
                         bar.update()
-                        shown = {"reward": f"{metrics['reward/mean']:.3f}"}
+                        shown = {}
+                        if "reward/mean" in metrics:
+                            shown["reward"] = f"{metrics['reward/mean']:.3f}"
+                        if "dpo/loss" in metrics:
+                            shown["loss"] = f"{metrics['dpo/loss']:.4f}"
                         if "kl/nats" in metrics:
                             shown["kl"] = f"{metrics['kl/nats']:.2f}"
                         bar.set_postfix(shown)

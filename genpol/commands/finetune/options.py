@@ -19,8 +19,8 @@ RESUMABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "model", "family", "reward", "combine", "prompts", "epochs", "prompts_per_epoch",
-        "images_per_prompt",
+        "model", "family", "reward", "combine", "prompts", "pairs", "epochs",
+        "prompts_per_epoch", "images_per_prompt",
         "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
     ),
     "checkpoint": ("variant", "model_config"),
@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "train", "lora_rank", "lora_targets", "lora_alpha", "lora_dropout", "lora_dora", "export",
         "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "ema",
     ),
-    "prompts": ("prompt_column", "held_out", "eval_prompts"),
+    "prompts": ("prompt_column", "pair_columns", "held_out", "eval_prompts"),
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
         "storage_dtype",
@@ -93,6 +93,12 @@ class Finetune(FinetuneConfig, WandbOptions):
     prompts: str | None = None
     """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, a saved dataset's folder, or a
     generator such as world."""
+    pairs: str | None = None
+    """Preferences to train on with --algorithm dpo, in place of drawing and --reward: a .jsonl with
+    prompt, chosen and rejected (paths of images), a .parquet, or a folder of these. An epoch is
+    --prompts-per-epoch pairs. Default: none."""
+    pair_columns: str | None = None
+    """Columns of --pairs: PROMPT,CHOSEN,REJECTED. Default: found by their names."""
     prompt_column: str | None = None
     """Column or key that holds the prompt. Default: prompt, else the only one it may be, such as
     caption or text."""

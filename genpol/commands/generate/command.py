@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.recommended import recommended
+from genpol.commands.generate.drawing import draw_images, load, pipeline_call, png, read_prompts
 from genpol.commands.generate.options import Generate
 from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from offline.threads import Typical
 
 IN_GRID = 25  # images that grid.png shows at most
@@ -43,12 +41,8 @@ def run(config: Generate) -> None:
     from tqdm import tqdm
 
     from diffusion.errors import InputError
-    from diffusion.families import family_class
-    from diffusion.loading import load_pipeline
-    from diffusion.lora import load_lora, lora_file
     from diffusion.rewards import load_reward
-    from genpol.commands.finetune.family import advice, family_of
-    from genpol.commands.generate.drawing import Drawn
+    from genpol.commands.generate.pairs import draw_pairs
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.lock import FolderLock
@@ -56,46 +50,25 @@ def run(config: Generate) -> None:
     from offline.option_check import check_numbers
 
     check_numbers(config)
+    if config.pairs_from is not None:
+        return draw_pairs(config, config.pairs_from)
+    if config.num_images is not None:
+        raise InputError(
+            "--num-images is for --pairs-from; without it, --images-per-prompt images are kept, "
+            "each the best of --best-of"
+        )
     if config.best_of > 1 and not config.reward:
         raise InputError(f"--best-of {config.best_of} needs --reward to choose by")
     require_unused(config.output)
     prompts = read_prompts(config)
-    device = pick_device(config.device)
     reward = (
-        load_reward(config.reward, device=device, trust=config.trust) if config.reward else None
+        load_reward(config.reward, device=pick_device(config.device), trust=config.trust)
+        if config.reward
+        else None
     )
-    if config.lora:
-        lora_file(config.lora)  # before gigabytes are read
     hide_loading_bars()
-    usual = recommended(config.model, "prdp", advice(config))
-    own = family_of(config)
-    pipe = load_pipeline(
-        config.model,
-        dtype=config.dtype,
-        scheduler=config.scheduler,
-        variant=config.variant,
-        model_config=config.model_config,
-        family=own,
-    )
-    kind = own or family_class(type(pipe).__name__)
-    if config.lora:
-        load_lora(pipe, config.lora, denoiser=kind.denoiser_name)
-    if config.unet:
-        name = kind.denoiser_name
-        setattr(pipe, name, load_unet(config.unet, getattr(pipe, name)))
-    call: dict[str, Any] = {
-        "num_inference_steps": config.num_inference_steps or usual["num_inference_steps"],
-        "guidance_scale": (
-            usual["guidance_scale"] if config.guidance_scale is None else config.guidance_scale
-        ),
-        "negative_prompt": config.negative_prompt,
-        "eta": config.eta,
-    }
-    sizes = {name: getattr(config, name) for name in ("height", "width", "max_sequence_length")}
-    call["drawn"] = Drawn(
-        pipe, kind, device, call, sizes, sampler=config.sampler, noise_level=config.noise_level
-    )
-    warn_of_cuts(pipe, prompts, call)
+    pipe = load(config)
+    call = pipeline_call(config, pipe, prompts)
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
     per_batch = max(1, config.batch // config.best_of)
@@ -143,46 +116,6 @@ def require_unused(output: Path) -> None:
         raise InputError(f'"{output}" already holds images.csv; pass another --output')
 
 
-def read_prompts(config: Generate) -> list[str]:
-    """The prompts of a file in order, or held-out ones of a generator."""
-    from itertools import islice
-
-    from diffusion.errors import InputError
-    from diffusion.prompts.sources import GENERATORS, read_all, take
-
-    if config.prompts in GENERATORS:
-        if config.num_prompts is None:
-            raise InputError(f"--prompts {config.prompts} is a generator; add --num-prompts N")
-        return take(config.prompts, config.num_prompts, config.seed)
-    return list(islice(read_all(config.prompts, config.prompt_column), config.num_prompts))
-
-
-def warn_of_cuts(pipe: Any, prompts: list[str], call: dict[str, Any]) -> None:
-    """Say how many prompts are longer than the pipeline reads."""
-    from diffusion.families import family_class
-    from diffusion.prompts.lengths import say_cuts_once, warnings_of_cuts
-
-    say_cuts_once()
-    family = family_class(type(pipe).__name__)(pipe)
-    negative = call["negative_prompt"] if family.guided(call["guidance_scale"]) else None
-    for line in warnings_of_cuts(family, prompts, len(prompts), negative):
-        print(f"warning: {line}")
-
-
-def load_unet(folder: str, like: Any) -> Any:
-    """A UNet saved by --train full, in the dtype of the one it replaces."""
-    from diffusion.errors import InputError
-    from diffusion.loading import require_finite
-
-    try:
-        unet = type(like).from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
-    except Exception as error:  # a torn file and a missing one raise different kinds
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f'cannot load a UNet from "{folder}": {reason}') from error
-    require_finite(unet, folder)
-    return unet.eval()
-
-
 def draw_batch(
     pipe: Any, prompts: list[str], first: int, config: Generate, call: dict[str, Any], reward: Any
 ) -> list[dict[str, Any]]:
@@ -212,52 +145,6 @@ def draw_batch(
             row |= {"reward": float(scores[best]), "reward_mean": float(scores[group].mean())}
         rows.append(row)
     return rows
-
-
-def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str, Any]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1], one CPU generator per image: by the pipeline's own call, or by
-    `call["drawn"]`, where it is one whose call takes other arguments.
-
-    A prompt's own negative prompt counts before the one of `call`.
-    """
-    import torch
-
-    from diffusion.prompts.prompt import negative_of
-
-    call = dict(call)
-    drawn = call.pop("drawn", None)
-    if drawn is not None:
-        if not drawn.by_pipeline:
-            return drawn(prompts, seeds)
-        call |= drawn.size
-    negatives = [negative_of(prompt, call["negative_prompt"]) for prompt in prompts]
-    options = dict(call)
-    if type(pipe.scheduler).__name__ == "DDPMScheduler":
-        options.pop("eta")
-    images: list[Any] = [None] * len(prompts)
-    for some in (True, False):
-        rows = [i for i, negative in enumerate(negatives) if bool(negative) == some]
-        if rows:
-            # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
-            options["negative_prompt"] = [negatives[i] for i in rows] if some else None
-            generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
-            found = pipe(
-                [prompts[i] for i in rows], generator=generators, output_type="pt", **options
-            ).images
-            for i, image in zip(rows, found.float().cpu(), strict=True):
-                images[i] = image
-    return torch.stack(images)
-
-
-def png(image: Tensor) -> bytes:
-    """PNG bytes of one image."""
-    import io
-
-    from genpol.reports.grids import to_pil
-
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def write_grid(output: Path, rows: list[dict[str, Any]], wanted: int) -> None:

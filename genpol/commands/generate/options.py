@@ -15,6 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "prompts", "num_prompts", "model", "lora", "images_per_prompt", "best_of", "reward",
         "seed", "device", "output", "family",
     ),
+    "preferences": ("pairs_from", "num_images"),
     "sampling": (
         "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width",
         "max_sequence_length", "sampler", "noise_level", "eta", "scheduler",
@@ -56,14 +57,20 @@ class Generate:
     """Column or key that holds the prompt. Default: prompt, else the only one it may be, such as
     caption or text."""
     num_prompts: Count | None = None
-    """Number of prompts, at least 1: the first of a file, or held-out ones of a generator. Default:
-    all of a file."""
+    """Number of prompts, at least 1: the first of a file, or held-out ones of a generator. With
+    --pairs-from a generator gives any. Default: all of a file."""
     images_per_prompt: Count = 1
     """Images for each prompt, at least 1."""
     best_of: Count = 1
     """Candidates drawn for each image, at least 1. The one with the highest --reward is kept."""
     reward: str | None = None
     """Reward to record, and to choose by with --best-of. Default: none."""
+    pairs_from: str | None = None
+    """Reward that makes a file of preferences: of the images of each prompt the one with the
+    highest reward is chosen, the one with the lowest rejected. --output is then the file, such as
+    pairs.jsonl. Default: none."""
+    num_images: Count | None = None
+    """Images drawn for each prompt with --pairs-from, at least 2. Default: 4."""
     seed: Seed = 0
     """Seed of the first candidate. Each further candidate adds 1. images.csv names the seed of each
     image."""
@@ -102,4 +109,5 @@ class Generate:
     trust: bool = False
     """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""
     output: Path = Path("generated")
-    """Folder for the PNGs and images.csv."""
+    """Folder for the PNGs and images.csv. With --pairs-from: the file of pairs, beside which the
+    images get a folder of its name."""

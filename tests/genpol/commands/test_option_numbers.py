@@ -102,7 +102,7 @@ def test_the_largest_seed_is_taken_and_the_next_one_is_not(name):
 
 
 def test_what_draws_random_numbers_takes_the_largest_seed_and_those_derived_from_it():
-    from diffusion.finetune import generators
+    from diffusion.streams import generators
     from genpol.runs.rng import global_random_state, seed_everything, set_global_random_state
     from robots.serving.per_client import noise
 

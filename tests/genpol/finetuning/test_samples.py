@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diffusion.finetune import Evaluation
+from diffusion.measures import Evaluation
 from genpol.finetuning.samples import before_after_picture, save_evaluation
 
 
