@@ -179,6 +179,7 @@ def test_sigterm_saves_and_leaves_with_143(straight, models, prompts, tmp_path):
         process.kill()
     said = log.read_text().replace("\r", "\n").splitlines()
     said = [x for x in said if x.strip() and "epoch" not in x]  # the bar, and "stopped after epoch"
+    assert "prompts are longer than" in said.pop(0)
     assert said == ["stopping after this step; once more stops at once"]
 
     reached = checkpoint(run)[0]
