@@ -79,7 +79,7 @@ class ImagePolicy:
     ) -> None:
         self.pipe, self.train = pipe.to(device), train
         kind = family or family_class(type(pipe).__name__)
-        check_pipeline(kind, pipe, train)
+        check_pipeline(kind, pipe)
         self._full_size = self.family = kind(
             pipe, height=height, width=width, max_sequence_length=max_sequence_length
         )

@@ -48,17 +48,12 @@ def _names(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str) and bool(list(value))
 
 
-def check_pipeline(kind: type[Family], pipe: Any, train: str) -> None:
+def check_pipeline(kind: type[Family], pipe: Any) -> None:
     """Raise InputError where a pipeline has not what its family needs for training."""
     found, what = getattr(pipe, kind.denoiser_name, None), f"a {type(pipe).__name__}"
     if not isinstance(found, torch.nn.Module):
         raise InputError(
             f'family {kind.__name__} trains "{kind.denoiser_name}", and {what} has no such network'
-        )
-    if train == "lora" and not hasattr(type(pipe), "save_lora_weights"):
-        raise InputError(
-            f"{what} cannot save a LoRA: derive it from a LoRA mixin of diffusers as well, such "
-            "as StableDiffusionLoraLoaderMixin, or use --train full"
         )
 
 

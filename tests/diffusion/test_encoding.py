@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from test_families import PROMPTS, SIZES, drawn, policy_of
+from family_images import PROMPTS, SIZES, drawn, policy_of
 from tiny_families import FAMILIES
 
 from diffusion.loading import load_pipeline

@@ -4,78 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from family_images import PROMPTS, SIZES, drawn, own_images, policy_of
 from tiny_families import FAMILIES, tiny
 
-from diffusion.chain import sample_chain
 from diffusion.errors import InputError
 from diffusion.loading import load_pipeline, prepare_pipeline
 from diffusion.lora import load_lora
 from diffusion.pipelines import ImagePolicy
-
-# What the pipeline's own call is told beside prompts, steps, guidance and generators.
-SIZES = {
-    "sd": {"height": 16, "width": 16},
-    "sdxl": {"height": 16, "width": 16},
-    "pixart": {},
-    "sd3": {"max_sequence_length": 8},
-    "flux": {"height": 32, "width": 32, "max_sequence_length": 16},
-    "flux2_klein": {"height": 32, "width": 32, "max_sequence_length": 24},
-    "qwen_image": {"height": 32, "width": 32},
-    "z_image": {"height": 32, "width": 32, "max_sequence_length": 24},
-    "sana": {"height": 32, "width": 32, "max_sequence_length": 24},
-}
-EXTRA = {
-    "sd": {"eta": 1.0},
-    "sdxl": {"eta": 1.0},
-    "pixart": {"eta": 1.0, "use_resolution_binning": False},
-    "sana": {"use_resolution_binning": False},
-}
-PROMPTS = ["a cat", "a dog!"]
-
-
-def policy_of(name: str, scale: float = 1.0, **options) -> ImagePolicy:
-    negative = "no" if name == "qwen_image" else ""
-    pipe = prepare_pipeline(tiny(name))
-    return ImagePolicy(
-        pipe, guidance_scale=scale, negative_prompt=negative, **SIZES[name], **options
-    )
-
-
-def streams() -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(i) for i in range(2)]
-
-
-def guidance(name: str, scale: float) -> dict:
-    """The pipeline's own words for a guidance scale."""
-    if name == "qwen_image":
-        return {"true_cfg_scale": scale, "negative_prompt": ["no", "no"] if scale > 1 else None}
-    return {"guidance_scale": scale - 1 if name == "z_image" else scale}
-
-
-def pipelines_own(name: str, pipe, scale: float) -> torch.Tensor:
-    return pipe(
-        prompt=list(PROMPTS),  # some pipelines write into the list
-        num_inference_steps=3,
-        generator=streams(),
-        output_type="pt",
-        **guidance(name, scale),
-        **SIZES[name],
-        **EXTRA.get(name, {}),
-    ).images
-
-
-def drawn(policy: ImagePolicy) -> torch.Tensor:
-    process = policy.process(3, sampler="ode")
-    cond = policy.encode(PROMPTS)
-    chain = sample_chain(policy.predict, process, cond, policy.latent_shape, streams())
-    return policy.decode(chain.sample)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_draws_what_its_pipeline_draws(name, scale):
     policy = policy_of(name, scale)
-    expected = pipelines_own(name, policy.pipe, scale)
+    expected = own_images(name, policy.pipe, scale)
     torch.testing.assert_close(drawn(policy), expected, atol=1e-5, rtol=0)
     assert float(expected.std()) > 0.05  # not blank
 
@@ -94,7 +36,7 @@ def test_a_trained_lora_gives_the_same_images_in_the_pipelines_own_call(name, ta
     policy.save_weights(tmp_path)
     plain = prepare_pipeline(tiny(name))
     load_lora(plain, str(tmp_path))
-    torch.testing.assert_close(pipelines_own(name, plain, 1.0), after, atol=1e-5, rtol=0)
+    torch.testing.assert_close(own_images(name, plain, 1.0), after, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

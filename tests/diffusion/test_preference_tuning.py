@@ -9,7 +9,7 @@ import pair_files
 import pytest
 import torch
 import torch.nn.functional as F
-from test_families import SIZES
+from family_images import SIZES
 from tiny_families import FAMILIES, tiny
 from tiny_models import guided_predictor, tiny_sd
 

@@ -177,7 +177,7 @@ def test_a_generator_gives_prompts_of_both_sides_of_its_split():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_draws_by_its_own_call(name):
-    from test_families import EXTRA, PROMPTS, SIZES, drawn, policy_of
+    from family_images import EXTRA, PROMPTS, SIZES, drawn, policy_of
 
     from genpol.commands.generate.drawing import draw_images
 
