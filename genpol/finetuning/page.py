@@ -304,20 +304,32 @@ def weights(run: RunRecord) -> str:
         paragraph(f"The weights are in {(folder / kind).resolve()}."),
         code(" \\\n    ".join(generate) + "\n" + more),
     ]
-    if kind == "lora" and config.get("pipeline_class") and model not in ("tiny", "tiny-flow"):
-        name = config["pipeline_class"]
-        found.append(paragraph("In plain diffusers:"))
-        found.append(
-            code(
-                f"from diffusers import {name}\npipe = {name}.from_pretrained({model!r})\n"
-                f"pipe.load_lora_weights({str((folder / kind).resolve())!r})"
-            )
-        )
+    name = config.get("pipeline_class")
+    if kind == "lora" and name and model not in ("tiny", "tiny-flow"):
+        found += _elsewhere(name, model, str((folder / kind).resolve()))
     note = (
         "In the run folder: config.json, metrics.csv (every number of every epoch), summary.json, "
         "checkpoints/, and in samples/ every held-out prompt with its scores."
     )
     return "\n".join([*found, paragraph(note, "note")])
+
+
+def _elsewhere(pipeline: str, model: str, lora: str) -> list[str]:
+    """How a LoRA is loaded in a program of one's own; nothing for a class of the user's own."""
+    import diffusers
+
+    kind: Any = getattr(diffusers, pipeline, None)
+    if kind is None:
+        return []
+    if hasattr(kind, "load_lora_weights"):
+        opening = f"from diffusers import {pipeline}\npipe = {pipeline}.from_pretrained({model!r})"
+        words = "In plain diffusers:"
+        return [paragraph(words), code(f"{opening}\npipe.load_lora_weights({lora!r})")]
+    words = f"In Python (diffusers itself loads no LoRA into a {pipeline}):"
+    return [
+        paragraph(words),
+        code(f"from diffusion import load_lora\nload_lora(pipe, {lora!r})  # a {pipeline}"),
+    ]
 
 
 # -- numbers as text ------------------------------------------------------------------------------

@@ -135,6 +135,27 @@ def test_every_run_has_a_page(run_folder):
     assert "has done 2 of" in words and "untrained" not in words
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "said", "not_said"),
+    [
+        (
+            "FluxPipeline",
+            "FluxPipeline.from_pretrained('m')\npipe.load_lora_weights(",
+            "load_lora(",
+        ),
+        ("PixArtAlphaPipeline", "from diffusion import load_lora\nload_lora(pipe, ", "_weights"),
+        ("SquaresPipeline", "The weights are in", "load_lora"),
+    ],
+    ids=["diffusers", "here", "neither"],
+)
+def test_the_page_says_how_a_lora_is_loaded_elsewhere(run_folder, pipeline, said, not_said):
+    file = run_folder / "config.json"
+    facts = {"model": "m", "pipeline_class": pipeline, "train": "lora"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    words = parsed(write_page(run_folder).read_text("utf-8")).text
+    assert said in words and not_said not in words
+
+
 def test_table_of_before_and_after(run_folder):
     text = parsed(comparison(read_run(run_folder))).text
     assert "60.0 [" in text and "+10.0 [" in text and "+25.0 [" in text
