@@ -28,7 +28,7 @@ Parameters = dict[str, torch.nn.Parameter]
 def learning_rate(config: FinetuneConfig, update: int) -> float:
     """The learning rate of update number `update`, counted from 0, of a resolved configuration."""
     resolved: Any = config
-    warmup, last = config.lr_warmup_steps, resolved.epochs * resolved.inner_steps
+    warmup, last = config.lr_warmup_steps, (resolved.epochs or 1) * (resolved.inner_steps or 1)
     rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
     progress = min(max((update - warmup) / max(last - warmup, 1), 0.0), 1.0)
     fall = {

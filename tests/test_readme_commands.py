@@ -33,11 +33,13 @@ _FINETUNE = {
     "--wandb": "disabled", "--device": "cpu", "--epochs": "1", "--prompts-per-epoch": "2",
     "--images-per-prompt": "2", "--inner-steps": "1", "--eval-images": "2",
     "--final-eval-images": "2", "--num-inference-steps": "2",
+    "--best-of-k": "2", "--guidance-control": "none",
 }  # fmt: skip
 # Words that a command line holds -> options; the most specific entry that fits counts.
 SMALLER: dict[str, dict[str, str]] = {
     "finetune": _FINETUNE,
     "finetune --resume": {"--epochs": "2", "--wandb": "disabled"},
+    "finetune --pairs": {n: v for n, v in _FINETUNE.items() if n != "--images-per-prompt"},
     "generate": {"--num-prompts": "2", "--num-inference-steps": "2", "--device": "cpu"},
     "collect": {"--episodes": "3"},
     "clone": {
@@ -170,8 +172,19 @@ def test_every_block_of_the_readme_runs(tmp_path, monkeypatch, served_once, caps
         execute(block, names)
     assert names["image"].images[0].size == (64, 64)
     assert len(served_once) == 1 and served_once[0]
-    for run in ("images", "clone", "value", "steer", "expo", "expo-steered", "mbpo", "line"):
+    for run in (
+        "images",
+        "flow",
+        "dpo",
+        "clone",
+        "value",
+        "steer",
+        "expo",
+        "expo-steered",
+        "mbpo",
+        "line",
+    ):
         assert json.loads((tmp_path / "runs" / run / "summary.json").read_text())
     assert (tmp_path / "runs/images/samples/samples_before_after-step-000002.png").is_file()
-    for folder in ("pictures", "best"):
-        assert len(list((tmp_path / "runs" / folder).glob("*.png"))) == 2
+    assert len(list((tmp_path / "runs/pictures").glob("0*.png"))) == 2
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 2

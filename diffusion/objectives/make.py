@@ -30,7 +30,7 @@ OBJECTIVES: dict[str, Callable[[Any], Any]] = {
     "grpo": lambda c: GRPO(_clip(c), c.kl_weight, c.normalise_ratio),
     "rtb": lambda c: RTB(c.beta, c.unit),
     "prdp-forward": lambda c: PRDPForward(c.beta, _clip(c), c.unit, c.loss_weight, c.draws),
-    "nft": lambda c: NFT(c.mix, c.draws, kl=c.kl_weight),
+    "nft": lambda c: NFT(c.mix, c.draws, kl=c.kl_weight or 0.0),
     "awm": lambda c: AWM(_clip(c), c.kl_weight, c.loss_weight, c.draws),
     "dpo": lambda c: DPO(c.beta, c.draws),
 }

@@ -23,6 +23,8 @@ SMALL: dict[str, Any] = {
     "eval_images": 2,
     "eval_every": 2,
     "checkpoint_every": 1,
+    "best_of_k": 0,
+    "guidance_control": "none",
     "wandb": "disabled",
 }
 

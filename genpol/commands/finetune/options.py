@@ -19,11 +19,11 @@ RESUMABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "model", "family", "reward", "combine", "prompts", "pairs", "epochs",
+        "model", "reward", "prompts", "pairs", "epochs",
         "prompts_per_epoch", "images_per_prompt",
         "learning_rate", "beta", "lora", "seed", "device", "output", "resume", "trust",
     ),
-    "checkpoint": ("variant", "model_config"),
+    "model and reward": ("family", "variant", "model_config", "combine"),
     "objective": (
         "algorithm", "inner_steps", "clip", "clipping", "unit", "aggregate", "step_weights",
         "kl_weight", "normalise_ratio", "draws", "loss_weight", "mix",

@@ -370,7 +370,8 @@ def test_a_group_is_seen_whole() -> None:
 def test_the_example_of_the_page_works() -> None:
     names: dict = {}
     for block in blocks(ROOT / "docs/IMAGES.md", "python"):
-        exec(block.text, names)
+        if "brighter_half" in block.text:
+            exec(block.text, names)
     batch = torch.tensor([0.2, 0.6, 0.9, 0.7]).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     judged = as_reward(names["brighter_half"], "half").judge(batch, ["a", "a", "a", "b"])
     assert judged.total.tolist() == [0, 1, 1, 1]

@@ -398,3 +398,18 @@ def test_full_training_in_bf16_has_no_kl_before_its_first_update(models, prompts
         frozen.conv_out.bias += 0.01
     chain, _ = tuner.draw(["a cat"], 2, 1, 0, reference=True)
     assert float(chain.kl.max()) > 0  # from then on the copy is asked
+
+
+def test_what_stands_beside_a_result_is_drawn_scored_and_in_the_summary(
+    models, prompts, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    options = {"model": models["sd"], "prompts": prompts, "epochs": 1, "output": run}
+    assert finetune(**options, best_of_k=3, guidance_control="5") == 0
+    said = capsys.readouterr().out
+    assert "untrained, best of 3: reward " in said and "untrained, guidance 5: reward " in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["eval/best_of_k/k"] == 3 and summary["eval/best_of_k/reward_calls"] == 6
+    assert summary["eval/best_of_k/reward"] >= summary["eval/reward_before"]
+    assert (run / "report.html").is_file()
+    assert (run / "samples/evaluation_guidance_5.csv").is_file()
