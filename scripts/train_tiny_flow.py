@@ -120,6 +120,9 @@ def export(folder: Path, vae, one, two, tokenizer, transformer) -> None:
     # to half all the same, but stored so that both agree.
     pipe.text_encoder.float(), pipe.text_encoder_2.float()
     pipe.save_pretrained(folder, safe_serialization=True)
+    config = folder / "vae" / "config.json"  # no path of the machine it was trained on
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
