@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion.config import FinetuneConfig
+from diffusion.prompts.sources import GENERATORS
 from diffusion.recommended import recommended
 from genpol.finetuning.controls import best_of_k_kl, equal_k
 from genpol.finetuning.curves import metric_charts, reward_chart
@@ -298,7 +299,8 @@ def weights(run: RunRecord) -> str:
     generate = ["genpol generate", f"--model {shlex.quote(model)}", f"--{kind} {place}/{kind}"]
     words = config.get("prompts")
     given = shlex.quote(str(words)) if words else "prompts.txt"
-    generate.append(f"--prompts {given} --output images")
+    count = " --num-prompts 16" if words in GENERATORS else ""
+    generate.append(f"--prompts {given}{count} --output images")
     more = f"genpol finetune --resume {place} --epochs {2 * int(config.get('epochs') or 1)}"
     found = [
         paragraph(f"The weights are in {(folder / kind).resolve()}."),

@@ -225,3 +225,15 @@ def test_only_an_earlier_demo_run_is_removed(tmp_path):
     for folder in [*tmp_path.iterdir(), tmp_path / "absent"]:
         remove_earlier(folder, "finetune")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "list", "other", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"), [("world", "world --num-prompts 16"), ("a.txt", "a.txt --output")]
+)
+def test_the_command_that_draws_says_how_many_prompts_of_a_generator(prompts, said, run_folder):
+    from genpol.finetuning.page import weights
+    from genpol.finetuning.record import read_run
+
+    path = run_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"prompts": prompts}))
+    assert f"--prompts {said}" in weights(read_run(run_folder))
