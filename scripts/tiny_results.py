@@ -5,6 +5,7 @@
     python -m scripts.tiny_results --report   # only the tables and the picture, from committed files
 
 docs/results/tiny_pipeline.csv    the pipeline as shipped, at several guidance scales, 512 prompts
+docs/results/tiny_flow_pipeline.csv  the same of the flow pipeline
 docs/results/tiny_attributes.csv  per seed, before and after the demo's run and a longer one
 docs/results/tiny_samples.png     seed 0: the first 16 images before (upper row) and after (lower)
 docs/results/tiny_samples.csv     their prompts, and the share of attributes that is right
@@ -54,7 +55,7 @@ def append(path: Path, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def score_pipeline(count: int = 512) -> None:
+def score_pipeline(model: str = "tiny", count: int = 512) -> None:
     """The untouched pipeline on held-out captions, per guidance scale."""
     import torch
 
@@ -63,10 +64,11 @@ def score_pipeline(count: int = 512) -> None:
     from diffusion.world import checker, gold
     from genpol.commands.generate.command import draw_images
 
-    path = RESULTS / "tiny_pipeline.csv"
+    path = RESULTS / f"{model.replace('-', '_')}_pipeline.csv"
     done = {row["guidance_scale"] for row in read(path)}
     prompts = take("world", count, 0)
-    pipe = load_pipeline("tiny")
+    pipe = load_pipeline(model)
+    own = {"eta": 1.0} if model == "tiny" else {"max_sequence_length": 1}
     for scale in (1.0, 1.5, 2.0, 3.0):
         if str(scale) in done:
             continue
@@ -74,7 +76,7 @@ def score_pipeline(count: int = 512) -> None:
             "num_inference_steps": 10,
             "guidance_scale": scale,
             "negative_prompt": "",
-            "eta": 1.0,
+            **own,
         }
         images = torch.cat(
             [
@@ -231,7 +233,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if not args.report:
-        score_pipeline()
+        score_pipeline("tiny")
+        score_pipeline("tiny-flow")
         for seed in args.seeds:
             run_seed(seed, args.runs)
     if args.report or {(r["run"], r["seed"]) for r in read(RESULTS / "tiny_attributes.csv")} >= {
