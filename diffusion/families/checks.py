@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 
-from diffusion.errors import InputError, shown
+from diffusion.errors import InputError, listed, shown
 from diffusion.families.family import Family
 
-# What `ImagePolicy` asks of a family, whether it is a subclass of `Family` or not.
-MEMBERS = (
-    "denoiser_name", "flow", "lora_targets", "recommended", "multiple", "latent_shape", "schedule",
-    "encode", "encode_negative", "call", "guided", "guide", "decode", "recommended_for",
-    "largest", "pipeline_class", "own_call",
-)  # fmt: skip
+# All that is asked of a family somewhere, whether it is a subclass of `Family` or not.
+MEMBERS = tuple(name for name in vars(Family) if not name.startswith("_"))
 
 
 def check_family(found: Any, name: str) -> type[Family]:
@@ -31,10 +27,10 @@ def check_family(found: Any, name: str) -> type[Family]:
     given = [m for m in ("encode", "call") if getattr(kind, m, None) is getattr(Family, m)]
     if missing or given:
         raise InputError(
-            f'family "{name}" defines no {", ".join(missing or given)}: derive it from '
+            f'family "{name}" defines no {listed(missing or given)}: derive it from '
             "diffusion.Family and define encode and call (docs/EXTENDING.md)"
         )
-    targets = getattr(kind, "lora_targets")  # noqa: B009, a plain type to the checker
+    targets = kind.lora_targets
     fits = isinstance(targets, dict) and all(_names(targets.get(k)) for k in ("attention", "all"))
     if not fits:
         raise InputError(

@@ -155,11 +155,6 @@ class Family:
         """Whether this guidance scale means a second pass with the negative prompt."""
         return scale > 1 and not self.guided_by_input
 
-    @classmethod
-    def own_guidance(cls, scale: float) -> dict[str, float]:
-        """A guidance scale, of which 1 is none, in the words of the pipeline's own call."""
-        return {"guidance_scale": scale}
-
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """The guided output of the two passes."""
         return unconditional + scale * (conditional - unconditional)
@@ -167,7 +162,8 @@ class Family:
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in about [-1, 1]; `latents` in the autoencoder's dtype."""
         config = self.pipe.vae.config
-        return self.pipe.vae.decode(latents / config.scaling_factor, return_dict=False)[0]
+        z = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self.pipe.vae.decode(z, return_dict=False)[0]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -182,8 +178,9 @@ class Family:
         Args:
             images: (B, 3, H, W) in [-1, 1], of `image_size`, in the autoencoder's dtype.
         """
-        posterior = self.pipe.vae.encode(images).latent_dist
-        return posterior.mode() * self.pipe.vae.config.scaling_factor
+        config = self.pipe.vae.config
+        z = self.pipe.vae.encode(images).latent_dist.mode()
+        return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def in_chat(tokenizer: Any, prompts: list[str], thinking: bool) -> list[str]:

@@ -111,13 +111,3 @@ class Flux(TokenFamily):
             return_dict=False,
         )[0]
         return unpack(out, self.latent_shape)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = latents / config.scaling_factor + config.shift_factor
-        return self.pipe.vae.decode(z, return_dict=False)[0]
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = self.pipe.vae.encode(images).latent_dist.mode()
-        return (z - config.shift_factor) * config.scaling_factor

@@ -65,10 +65,6 @@ class QwenImage(TokenFamily):
         )[0]
         return unpack(out, self.latent_shape)
 
-    @classmethod
-    def own_guidance(cls, scale: float) -> dict[str, float]:
-        return {"true_cfg_scale": scale}
-
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         one, other = pack(conditional), pack(unconditional)
         both = other + scale * (one - other)

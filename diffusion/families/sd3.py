@@ -77,13 +77,3 @@ class SD3(Family):
             pooled_projections=cond["pooled"],
             return_dict=False,
         )[0]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        return self.pipe.vae.decode(z, return_dict=False)[0]
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = self.pipe.vae.encode(images).latent_dist.mode()
-        return (z - (config.shift_factor or 0.0)) * config.scaling_factor

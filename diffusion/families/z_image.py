@@ -50,10 +50,6 @@ class ZImage(Family):
         height, width = 2 * (self.height // side), 2 * (self.width // side)
         return self.pipe.transformer.in_channels, height, width
 
-    @classmethod
-    def own_guidance(cls, scale: float) -> dict[str, float]:
-        return {"guidance_scale": scale - 1}
-
     def schedule(self, num_inference_steps: int) -> dict[str, Any]:
         _, height, width = self.latent_shape
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
@@ -84,13 +80,3 @@ class ZImage(Family):
         images = list(x_t.to(net.dtype)[:, :, None].unbind(0))
         outputs = net(images, (1000 - t) / 1000, texts, return_dict=False)[0]
         return -torch.stack([output.float() for output in outputs])[:, :, 0]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = latents / config.scaling_factor + config.shift_factor
-        return self.pipe.vae.decode(z, return_dict=False)[0]
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        config = self.pipe.vae.config
-        z = self.pipe.vae.encode(images).latent_dist.mode()
-        return (z - config.shift_factor) * config.scaling_factor
