@@ -24,6 +24,7 @@ from diffusion.recommended import recommended
 from diffusion.rewards import load_reward
 from diffusion.streams import EVALUATION
 from diffusion.world import scenes
+from genpol.finetuning.controls import best_of_k
 
 PROMPTS_PER_EPOCH, IMAGES_PER_PROMPT = 8, 8
 EVERY = 4  # epochs between the points of a curve
@@ -152,17 +153,9 @@ def best_of(run: Run, candidates: int) -> Outcome:
     """No training: the best of K images of each held-out prompt, by the training reward."""
     tuner = tuner_of(replace(run, settings={"algorithm": "prdp"}))
     before, start = tuner.evaluate(run.images).rewards, cpu_seconds()
-    prompts = tuner.prompts.held_out(run.images, run.seed)
-    process = tuner.policy.process(tuner.config.num_inference_steps, eta=1.0, sampler="ode")
-    chain, _ = tuner.draw(prompts, candidates, EVALUATION, 2, reference=False, process=process)
-    images = tuner.policy.decode(chain.sample.float())
-    each = [prompt for prompt in prompts for _ in range(candidates)]
-    rewards = {"reward": load_reward(run.reward)(images, each)}
-    rewards["gold"] = tuner.gold["gold"](images, each)
-    chosen = rewards["reward"].view(-1, candidates).argmax(1)
-    rows = torch.arange(len(prompts)) * candidates + chosen
-    after = {name: values[rows] for name, values in rewards.items()}
-    return Outcome(before, after, 0.0, cpu_seconds() - start, len(each))
+    found = best_of_k(tuner, candidates, run.images).chosen(candidates)
+    after = {name: torch.from_numpy(found[name]) for name in ("reward", "gold")}
+    return Outcome(before, after, 0.0, cpu_seconds() - start, candidates * run.images)
 
 
 def cpu_seconds() -> float:
