@@ -28,7 +28,7 @@ from diffusion.errors import Diverged
 from diffusion.forward import draw_times, forward_process
 from diffusion.guards.diversity import within_group
 from diffusion.guards.filtering import best_and_worst
-from diffusion.guards.forward_kl import policy_kl
+from diffusion.guards.forward_kl import epoch_kl, policy_kl
 from diffusion.guards.kl_target import kl_target, weight_of, with_weight
 from diffusion.loading import DTYPES
 from diffusion.measures import Evaluation, peak_memory_mb, reward_statistics
@@ -39,12 +39,11 @@ from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
 from diffusion.rewards.callables import RewardFn
 from diffusion.rewards.reward import as_reward, judge
-from diffusion.scores import ChainScores, ForwardScores, take
+from diffusion.scores import ChainScores, ForwardScores, probe, ratio_error, take
 from diffusion.streams import (
     DRAWS,
     EVALUATION,
     KL_EVALUATION,
-    KL_TRAINING,
     ROLLOUT,
     SEVERAL,
     WINDOW,
@@ -54,8 +53,6 @@ from diffusion.trained_weights import SwapWeights, TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
 ALIKE, PROMPTS_ALIKE = 4, 8  # images of a prompt, and most prompts, that diversity is measured of
-KL_PROBES = 64  # images of an epoch that the distance from the reference is taken of
-RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
 
 class Stopped(Exception):
@@ -98,6 +95,11 @@ class Finetuner:
         self.epoch = 0
 
     rewarded = True  # whether there is a reward to train on
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The rewards that an evaluation scores by, those that are only evaluated last."""
+        return [*(["reward"] if self.rewarded else []), *self.gold]
 
     @property
     def reward_calls(self) -> int:
@@ -222,7 +224,7 @@ class Finetuner:
             return self._epoch(tick)
 
     def _epoch(self, tick: Callable[[], bool] | None) -> dict[str, float]:
-        cfg, start = self.config, time.perf_counter()
+        cfg, policy, start = self.config, self.policy, time.perf_counter()
         copies = cfg.images_per_prompt
         prompts = self.prompts.train(self.epoch, cfg.prompts_per_epoch, cfg.seed)
         self.process = self.process_of(self.epoch)
@@ -240,7 +242,9 @@ class Finetuner:
         reward = judged.total
         drawn = time.perf_counter() - start
         metrics = {
-            "kl/forward": self.apart(chain.sample, cond, group),
+            "kl/forward": epoch_kl(
+                policy, chain.sample, cond, group, cfg.seed, self.epoch, cfg.rollout_batch
+            ),
             "diversity/within_group": within_group(images, group),
         }
         if cfg.filter is None:
@@ -250,7 +254,7 @@ class Finetuner:
             scores, rollouts = self.filtered(chain, cond, reward, group, each)
             metrics["filter/kept"] = len(rollouts.reward) / len(group)
         if not self.forward:
-            metrics["check/ratio_error"] = self.ratio_error(scores, rollouts)
+            metrics["check/ratio_error"] = ratio_error(scores, rollouts)
         inner = self.take_steps(scores, rollouts)
         if self.kl_target is not None:
             metrics["kl/beta"] = weight_of(self.objective)
@@ -289,20 +293,12 @@ class Finetuner:
             )
             norms.append(self.trained.step())
         with torch.no_grad():  # weights may be finite and what the network says may not
-            said = self.probe(scores, rollouts, 4)[0]
+            said = probe(scores, rollouts, 4)[0]
             self.require_finite("what the network says", float(said.abs().max()))
         return metrics | {
             "train/gradient_norm": float(np.mean(norms)),
             "train/learning_rate": self.trained.rate,
         }
-
-    def apart(self, sample: Tensor, cond: Condition, group: Tensor) -> float:
-        """The KL of the current weights from the reference, by some of an epoch's images."""
-        rows = torch.linspace(0, len(group) - 1, min(KL_PROBES, len(group))).long()
-        streams = generators(self.config.seed, KL_TRAINING, self.epoch, range(len(rows)))
-        some, batch = take(cond, group[rows]), self.config.rollout_batch
-        picked = sample[rows.to(sample.device)]
-        return float(policy_kl(self.policy, picked, some, streams, batch=batch).mean())
 
     def prepared(self, rollouts: Rollouts, prompts: list[str]) -> Rollouts:
         """With what the objective makes of an epoch's rewards, where it makes something."""
@@ -412,27 +408,6 @@ class Finetuner:
             f"fine-tuning diverged in epoch {self.epoch + 1}, at step {self.trained.updates + 1}: "
             f"{what} became {number}. Lower --learning-rate, or scale the reward down{other}"
         )
-
-    def ratio_error(self, scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
-        """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
-
-        Before any update this is 0 up to arithmetic; anything near --clip means that the clip
-        would act on rounding, not on learning.
-        """
-        again, stored = self.probe(scores, rollouts, RATIO_PROBES)
-        return float((again - stored).abs().max())
-
-    def probe(
-        self, scores: ChainScores | ForwardScores, rollouts: Rollouts, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """`count` scores under the current weights, spread over images and steps; and the old."""
-        used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
-        rows, steps = used.nonzero(as_tuple=True)
-        # A batch spread over chains and steps, with a graph as in training.
-        pick = torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()
-        again = scores.score(rows[pick], steps[pick]).detach()
-        again = again if again.ndim == 1 else again[:, 0]
-        return again, rollouts.log_prob_old[rows[pick], steps[pick]]
 
     # -- state ------------------------------------------------------------------------------------
 

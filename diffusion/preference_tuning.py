@@ -65,8 +65,7 @@ class PreferenceTuner(Finetuner):
             )
         self.rewarded = reward is not None
 
-    def run_epoch(self, tick: Callable[[], bool] | None = None) -> dict[str, float]:
-        """Advance one epoch and return its metrics (documented in docs/metrics.md)."""
+    def _epoch(self, tick: Callable[[], bool] | None) -> dict[str, float]:
         cfg, start = self.config, time.perf_counter()
         pairs = self.prompts.train_pairs(self.epoch, cfg.prompts_per_epoch, cfg.seed)
         with self.policy.at_guidance(1.0):

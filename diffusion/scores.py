@@ -22,6 +22,8 @@ from diffusion.forward import Draws, ForwardProcess, denoise
 from diffusion.objective import ForwardObjective, Rollouts
 from diffusion.process import ReverseProcess
 
+RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
+
 
 def take(cond: Condition, rows: Tensor) -> Condition:
     """The conditioning of some rows."""
@@ -114,3 +116,26 @@ class ForwardScores:
             self.reference,
         )
         return self.objective.terms(denoised)
+
+
+def probe(
+    scores: ChainScores | ForwardScores, rollouts: Rollouts, count: int
+) -> tuple[Tensor, Tensor]:
+    """`count` scores under the current weights, spread over images and steps; and the old."""
+    used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
+    rows, steps = used.nonzero(as_tuple=True)
+    # A batch spread over chains and steps, with a graph as in training.
+    pick = torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()
+    again = scores.score(rows[pick], steps[pick]).detach()
+    again = again if again.ndim == 1 else again[:, 0]
+    return again, rollouts.log_prob_old[rows[pick], steps[pick]]
+
+
+def ratio_error(scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
+    """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
+
+    Before any update this is 0 up to arithmetic; anything near --clip means that the clip would act
+    on rounding, not on learning.
+    """
+    again, stored = probe(scores, rollouts, RATIO_PROBES)
+    return float((again - stored).abs().max())

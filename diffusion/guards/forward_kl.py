@@ -30,8 +30,10 @@ from torch import Tensor
 from diffusion.chain import Condition, Predictor, draw
 from diffusion.forward import EDGE, ForwardProcess, forward_process
 from diffusion.scores import take
+from diffusion.streams import KL_TRAINING, generators
 
 GOLDEN = (5**0.5 - 1) / 2
+EPOCH_IMAGES = 64  # of an epoch, that its distance from the reference is taken of
 LEAST_SIGNAL = 1e-3  # a^2 of a time that counts in full
 
 
@@ -124,3 +126,19 @@ def policy_kl(
         draws=draws,
         batch=batch,
     )
+
+
+def epoch_kl(
+    policy: Policy,
+    samples: Tensor,
+    cond: Condition,
+    group: Tensor,
+    seed: int,
+    epoch: int,
+    batch: int,
+) -> float:
+    """`policy_kl` by some of an epoch's images: latents (M, ...) of the prompts group (M,)."""
+    rows = torch.linspace(0, len(group) - 1, min(EPOCH_IMAGES, len(group))).long()
+    streams = generators(seed, KL_TRAINING, epoch, range(len(rows)))
+    picked = samples[rows.to(samples.device)]
+    return float(policy_kl(policy, picked, take(cond, group[rows]), streams, batch=batch).mean())

@@ -36,6 +36,11 @@ def watched(condition: str, names: Sequence[str]) -> str:
     Raises:
         InputError: another sentence, or a reward that is not evaluated.
     """
+    if not names:
+        raise InputError(
+            f'--stop-when "{shown(condition)}" watches a reward, and none is evaluated: pass '
+            "--reward or --gold-reward"
+        )
     words = condition.split()
     if len(words) != 2 or words[1] != "falls":
         raise InputError(

@@ -207,3 +207,14 @@ def test_nothing_is_recommended_that_pairs_do_not_need():
         found = recommended(model, "dpo", pairs=True)
         assert found["reward"] is None and found["prompts"] is None and found["epochs"] >= 10
     assert recommended("tiny", "dpo")["reward"] == "attributes"
+
+
+def test_dropout_acts_on_pairs_and_is_of_the_epoch(path):
+    def trained(rate: float) -> torch.Tensor:
+        tuner = tuner_of(path, lora_dropout=rate)
+        for _ in range(2):
+            tuner.run_epoch()
+        return torch.cat([p.detach().flatten() for p in tuner.policy.trainable().values()])
+
+    thinned = trained(0.5)
+    assert torch.equal(thinned, trained(0.5)) and not torch.equal(thinned, trained(0.0))

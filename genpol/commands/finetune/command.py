@@ -156,7 +156,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     for name, one in (given.gold or {}).items():
         gold[name] = as_reward(one, name, device=device)
     if config.stop_when is not None:
-        watched(config.stop_when, ["reward", *gold])
+        watched(config.stop_when, [*(["reward"] if reward is not None else []), *gold])
     lora = lora_fingerprint(config.lora) if config.lora else None
     hide_loading_bars()
     own = family_of(config, given.family)
@@ -280,7 +280,7 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             kohya=config.export == "kohya",
             watch=None
             if config.stop_when is None
-            else Watch(watched(config.stop_when, ["reward", *tuner.gold]), config.stop_patience),
+            else Watch(watched(config.stop_when, tuner.evaluated), config.stop_patience),
             model=config.model,
             best_of_k=config.best_of_k,
             guidance_control=config.guidance_control,

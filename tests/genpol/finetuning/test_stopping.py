@@ -79,3 +79,8 @@ def test_other_sentences_are_refused(condition, said):
 
 def test_the_training_reward_has_two_names():
     assert watched("heldout falls", NAMES) == watched(" reward  falls ", NAMES) == "reward"
+
+
+def test_nothing_that_is_evaluated_is_one_line():
+    with pytest.raises(InputError, match="none is evaluated: pass --reward or --gold-reward"):
+        watched("heldout falls", [])
