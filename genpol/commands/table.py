@@ -29,7 +29,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(
         "genpol.commands.finetune.command",
         "Finetune",
-        "Fine-tune an image diffusion pipeline on a reward (PRDP).",
+        "Fine-tune an image pipeline on a reward, or on pairs of images.",
     ),
     "generate": Command(
         "genpol.commands.generate.command",

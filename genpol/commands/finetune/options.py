@@ -59,7 +59,7 @@ DEFAULT_TEXTS = recommended_texts() | {
 
 @dataclass(frozen=True)
 class Finetune(FinetuneConfig, WandbOptions):
-    """Fine-tune an image diffusion pipeline on a reward (PRDP)."""
+    """Fine-tune an image pipeline on a reward, or on pairs of images."""
 
     model: str | None = None
     """Pipeline to train: "tiny" or "tiny-flow" (shipped), a diffusers folder, a hub id, or a single
