@@ -105,6 +105,8 @@ def tuner_of(run: Run) -> Finetuner:
         seed=run.seed,
         max_sequence_length=config.max_sequence_length,
     )
+    if hasattr(pipe, "unet"):
+        pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     plain = load_reward(run.reward)
 
     def shifted(images: Tensor, prompts: list[str]) -> Tensor:
@@ -119,7 +121,7 @@ def tuner_of(run: Run) -> Finetuner:
 def carry_out(run: Run) -> Outcome:
     """Train and evaluate."""
     tuner = tuner_of(run)
-    before, curve, spent = tuner.evaluate(run.images).rewards, [], 0.0
+    before, curve, spent = untrained(tuner, run), [], 0.0
     for epoch in range(1, run.epochs + 1):
         start = cpu_seconds()
         tuner.run_epoch()
@@ -133,6 +135,17 @@ def carry_out(run: Run) -> Outcome:
         curve.append({"epoch": run.epochs, "cpu_seconds": spent, "gold": gold})
     drawn = run.epochs * PROMPTS_PER_EPOCH * IMAGES_PER_PROMPT
     return Outcome(before, after, kl_nats(tuner, 64), spent, drawn, curve)
+
+
+_UNTRAINED: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+
+def untrained(tuner: Finetuner, run: Run) -> dict[str, Tensor]:
+    """Scores before training: the same for all arms of a seed, so a process takes them once."""
+    key = (run.model, run.seed, run.reward, run.offset, run.images)
+    if key not in _UNTRAINED:
+        _UNTRAINED[key] = tuner.evaluate(run.images).rewards
+    return _UNTRAINED[key]
 
 
 def kl_nats(tuner: Finetuner, count: int) -> float:
@@ -152,7 +165,7 @@ def kl_nats(tuner: Finetuner, count: int) -> float:
 def best_of(run: Run, candidates: int) -> Outcome:
     """No training: the best of K images of each held-out prompt, by the training reward."""
     tuner = tuner_of(replace(run, settings={"algorithm": "prdp"}))
-    before, start = tuner.evaluate(run.images).rewards, cpu_seconds()
+    before, start = untrained(tuner, run), cpu_seconds()
     found = best_of_k(tuner, candidates, run.images).chosen(candidates)
     after = {name: torch.from_numpy(found[name]) for name in ("reward", "gold")}
     return Outcome(before, after, 0.0, cpu_seconds() - start, candidates * run.images)

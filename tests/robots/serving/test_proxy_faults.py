@@ -361,13 +361,14 @@ def test_failures_leave_no_connection_and_no_thread_behind():
         robot = Robot(server)
         robot.ask()
         level = held()
-        for number in range(20):
+        for number in range(60):  # what leaks once for one kind of fault leaks twenty times
             upstream.answer = [raises, lambda m: OpenpiServer.ABORT, lambda m: b"\xc1"][number % 3]
             with pytest.raises(InputError):
                 robot.ask()
         upstream.answer = upstream.good
         assert robot.ask()["actions"].shape == (5, 3)
-        wait_for(lambda: held()[0] <= level[0] + 2 and held()[1] <= level[1] + 8)
+        # At first one of the three connections may be open: nine threads and some files follow.
+        wait_for(lambda: held()[0] <= level[0] + 12 and held()[1] <= level[1] + 16)
         robot.close()
     wait_for(lambda: held()[0] <= before[0] and held()[1] <= before[1])
 
