@@ -255,6 +255,6 @@ def tuning_text() -> str:
         lines.append(f"| {name} | {row['setting']} | {gold} | {float(row['kl_nats']):.1f} |")
     return (
         "### Tuning\n\n"
-        "Seed 1000, 256 training prompts, 1,024 images: what each setting ends at. The comparison "
+        "Seed 1000, 256 training prompts, 512 images: what each setting ends at. The comparison "
         "takes the best of each arm.\n\n" + "\n".join(lines)
     )

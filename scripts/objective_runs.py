@@ -27,7 +27,7 @@ from diffusion.world import scenes
 from genpol.finetuning.controls import best_of_k
 
 PROMPTS_PER_EPOCH, IMAGES_PER_PROMPT = 8, 8
-EVERY = 4  # epochs between the points of a curve
+EVERY = 2  # epochs between the points of a curve
 OFFSET = 1.0  # standard deviation of the offsets; the reward's own, within a prompt, is about 0.15
 
 
@@ -53,7 +53,7 @@ class Run:
     prompts: int
     seed: int
     offset: bool = False
-    epochs: int = 16
+    epochs: int = 8
     images: int = 256
     curve: bool = False
     reward: str = "attributes"

@@ -8,11 +8,12 @@
 A row is written when its run has ended, and a row that is there is skipped. Several processes may
 run the same command at once; each takes runs that no other has begun.
 
-Budget, set before the first run: 1,024 images (16 epochs of 8 prompts, 8 images each) and as many
-reward calls, for every arm. Every arm was tuned with six settings on seed 1000 with 256 prompts;
-the best by the gold score of 256 held-out prompts is what the tables use, on seeds 0, 1 and 2. The
-controls are no training, and the best of K with no training: K = 4 makes 1,024 reward calls for the
-256 held-out prompts.
+Budget, set before the first run of a test seed: 512 images (8 epochs of 8 prompts, 8 images each)
+and as many reward calls, for every arm. With twice as many, the tuning seed showed ddpo and grpo at
+97 % of the gold score, too near the end of the scale to tell arms apart. Every arm was tuned with
+four settings on seed 1000 with 256 prompts; the best by the gold score of 256 held-out prompts is
+what the tables use, on seeds 0, 1 and 2. The controls are no training, and the best of K with no
+training: K = 2 makes 512 reward calls for the 256 held-out prompts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from scripts.training_runs import claimed
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SEEDS, TUNING_SEED = (0, 1, 2), 1000
 PROMPTS = (16, 256, 4_000, 100_000)
-BEST_OF = (4, 16)
-OFFSET_PROMPTS = (16, 4_000)
+BEST_OF = (2, 8)
+OFFSET_PROMPTS = (4_000,)
 COLUMNS = (
     "model", "arm", "setting", "prompts", "offset", "seed", "images", "reward_before", "reward",
     "gold_before", "gold", "gold_gain", "gold_gain_se", "kl_nats", "cpu_seconds",
@@ -60,12 +61,12 @@ HELD_BY: dict[str, tuple[str, tuple[float, ...]]] = {
     "grpo": ("kl_weight", (0.0, 1.0, 10.0, 100.0)),
     "nft": ("mix", (0.03, 0.1, 0.3, 1.0)),
 }
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3)
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
     "ddpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
     "grpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
     "prdp": {"learning_rate": RATES, "beta": (1e-5, 3e-5)},
-    "prdp-10": {"learning_rate": (1e-4, 2e-4, 5e-4), "beta": (1e-5, 3e-5)},
+    "prdp-10": {"learning_rate": (2e-4, 5e-4), "beta": (1e-5, 3e-5)},
     "prdp-forward": {"learning_rate": RATES, "beta": (0.1, 0.3)},
     "nft": {"learning_rate": RATES, "mix": (0.1, 1.0)},
 }
@@ -170,7 +171,7 @@ def compare(model: str) -> None:
         for count in BEST_OF:
             fill(COMPARED, Run(model, f"best of {count}", {}, 16, seed), "")
     cheap_first = sorted(arms, key=lambda name: name == "prdp-10")
-    for arm, seed in itertools.product(cheap_first, SEEDS):
+    for seed, arm in itertools.product(SEEDS, cheap_first):
         best = chosen(model, arm)
         settings = ARMS[arm] | best
         for prompts in PROMPTS:
