@@ -248,9 +248,9 @@ class Session:
         before, scores = self.scores_before(result.prompts), floats(result)
         summary = self.summary(after, len(result.images)) | numbers(before, scores, {})
         self.run.summary(summary)
-        self.write_page()
         calls = self.tuner.reward_calls
         if words := self.beside.announcement(calls, each, already=True):
+            self.write_page()  # of the training alone, for whom the controls take too long
             print(words)
         controls = self.beside.draw(calls, tick)
         summary = self.summary(after, len(result.images)) | numbers(before, scores, controls)

@@ -37,3 +37,19 @@ def prompts(tmp_path_factory) -> Path:
 def no_page(monkeypatch):
     """`genpol train` without its page, which takes longer than a tiny run."""
     monkeypatch.setattr("genpol.training.report.write_page", lambda folder: folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_page_of_finetune(request):
+    """`genpol finetune` without its page, for the same reason; `with_page` brings it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genpol.finetuning.session.write_page", lambda folder: folder)
+        yield
+
+
+@pytest.fixture
+def with_page(monkeypatch):
+    """`genpol finetune` with its page."""
+    from genpol.finetuning import page, session
+
+    monkeypatch.setattr(session, "write_page", page.write_page)

@@ -401,7 +401,7 @@ def test_full_training_in_bf16_has_no_kl_before_its_first_update(models, prompts
 
 
 def test_what_stands_beside_a_result_is_drawn_scored_and_in_the_summary(
-    models, prompts, tmp_path, capsys
+    models, prompts, tmp_path, capsys, with_page
 ):
     run = tmp_path / "run"
     options = {"model": models["sd"], "prompts": prompts, "epochs": 1, "output": run}
