@@ -77,7 +77,9 @@ def save_model(
     """
     folder = Path(folder)
     json.dumps(document)  # before anything is written
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     require_finite(tensors, str(folder / weights))
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / weights, folder / config

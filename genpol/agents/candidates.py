@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from genpol.policies.policy import ChunkPolicy
+from offline.draws import moved
 from offline.errors import InputError
 from offline.types import Obs
 
@@ -78,7 +79,8 @@ class CandidateCache:
         Returns:
             (B, n, H, A) float32, rounded to what the cache keeps.
         """
-        count = len(next(iter(next_obs.values())))
+        like = next(iter(next_obs.values()))
+        count = len(like)
         keys = torch.full((count,), -1) if keys is None else keys.cpu()
         known, rows = keys >= 0, self._rows(keys)
         hit = known & (self._key[rows] == keys)
@@ -97,14 +99,15 @@ class CandidateCache:
             first = torch.full((int(which.max()) + 1,), len(missing))
             first = first.scatter_reduce(0, which, torch.arange(len(missing)), "amin")
             source = missing[first]
-            act = draw({key: value[source] for key, value in next_obs.items()})
+            asked = moved(source, like.device)
+            act = draw({key: value[asked] for key, value in next_obs.items()})
             act = act.to("cpu", self._act.dtype)
             found[missing] = act[which].float()
             kept = known[source]
             self._act[rows[source[kept]]] = act[kept]
             self._key[rows[source[kept]]] = keys[source[kept]]
             self._drawn_at[rows[source[kept]]] = now
-        return found.to(next(iter(next_obs.values())).device)
+        return moved(found, like.device)
 
     def metrics(self) -> dict[str, float]:
         """cache/hit_rate of all served since the last call, cache/age in updates of the hits."""

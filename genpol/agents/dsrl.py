@@ -38,6 +38,7 @@ from offline.critics.td import Penalty, Subset, TDCritic, td_loss
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.documents import as_document
+from offline.draws import normal, uniform
 from offline.errors import InputError
 from offline.learning.actor_policy import ActorPolicy
 from offline.learning.agent import AgentOfParts, Part
@@ -186,8 +187,8 @@ class DSRL(AgentOfParts):
     def _distilled_at(self, features: Tensor, generator: Generator) -> Tensor:
         """Noise / bound (B, 1, D), the actor's in a random share of the rows."""
         own, _ = self.learner.actor.sample(features, 1, generator)
-        prior = torch.randn(own.shape, generator=generator, device=own.device)
-        rows = torch.rand(len(own), 1, 1, generator=generator, device=own.device)
+        prior = normal(own.shape, generator, own)
+        rows = uniform((len(own), 1, 1), generator, own)
         return torch.where(rows < self.actor_share, own, prior / self.config.noise_bound)
 
     # -- acting

@@ -34,6 +34,7 @@ from genpol.steering.steered import Decision, Steered
 from offline.critics.td import Encoded, Penalty, Subset, TDCritic
 from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
+from offline.draws import normal
 from offline.learning.agent import AgentOfParts, Part
 from offline.types import Obs, Policy
 
@@ -86,7 +87,7 @@ class EXPO(AgentOfParts):
         self.judge = few
         self._acting = self._on_the_fly(self.base.average, few, act)
         self._evaluating = self._on_the_fly(self.base.average, every, argmax())
-        self.backup = self._on_the_fly(target_base or newest, few, argmax())
+        self.backup = self._on_the_fly(target_base or newest, few, argmax(wait=False))
         """The on-the-fly policy of targets; it chooses among what `targets` proposes."""
         self._stateless: dict[int, Steered[Encoded]] = {}
         self.updates = 0
@@ -195,7 +196,8 @@ class EXPO(AgentOfParts):
             return None
         rows = len(next(iter(obs.values())))
         dim = self.spec.chunk * self.spec.dim
-        noise = torch.randn(rows, self.config.num_candidates, dim, generator=generator)
+        like = next(full.parameters())
+        noise = normal((rows, self.config.num_candidates, dim), generator, like)
         return full.decode(obs, noise), cheap(obs, noise)
 
     # -- files

@@ -62,13 +62,13 @@ class FrozenBase:
 
     def sample(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
         """(B, n, H, A), normalised by `spec`."""
-        return self._ours(self._now.sample(obs, n, generator))
+        return self._ours(self._now.sample(_on_the_cpu(obs), n, generator))
 
     def sample_anew(self, obs: Obs, n: int, generator: Generator | None) -> Tensor:
         """As `reset` and `sample`; a policy that can answer states of no episode is told so."""
         anew = getattr(self._now, "sample_anew", None)
         if anew is not None:
-            return self._ours(anew(obs, n, generator))
+            return self._ours(anew(_on_the_cpu(obs), n, generator))
         self.reset()
         return self.sample(obs, n, generator)
 
@@ -84,10 +84,15 @@ class FrozenBase:
         return self.spec.normalize(self.spec.clip(self._now.spec.unnormalize(act)))
 
     def commit(self, act: Tensor) -> None:
-        self._now.commit(self._now.spec.normalize(self.spec.unnormalize(act)))
+        self._now.commit(self._now.spec.normalize(self.spec.unnormalize(act.cpu())))
 
     def keep(self, rows: Tensor) -> None:
         self._now.keep(rows)
+
+
+def _on_the_cpu(obs: Obs) -> Obs:
+    """As an environment shows them, wherever the agent learns: black boxes move them themselves."""
+    return {key: value.cpu() for key, value in obs.items()}
 
 
 class _Memoryless:

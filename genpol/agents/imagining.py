@@ -63,6 +63,7 @@ def make_imagination(
     model: WorldModel,
     replay: Replay,
     data: Transitions | None = None,
+    device: str = "cpu",
 ) -> Imagination:
     """A source of imagined transitions that fits `model` as it goes, where it can be fitted.
 
@@ -72,6 +73,7 @@ def make_imagination(
         model: `Dynamics`, or the simulator.
         replay: its steps are learnt from, its states branched from.
         data: the same of a dataset.
+        device: where a model that learns is put; the simulator stays on the CPU.
     """
     shares = [Share("online", replay, 1.0)]
     if data is not None:
@@ -84,8 +86,11 @@ def make_imagination(
     fitter = None
     parts: dict[str, Stateful] = {}
     if isinstance(model, Dynamics):
+        model = model.to(device)
         fitter = Fitter(config, model, RealSteps(model.layout, replay, data), agent)
         parts = {"fitter": fitter}
+    else:
+        device = "cpu"
     return Imagination(
         model,
         policy,
@@ -95,6 +100,7 @@ def make_imagination(
         fit=fitter,
         seed=config.seed + 31,
         parts=parts,
+        device=device,
     )
 
 
@@ -149,7 +155,7 @@ class Fitter:
             metrics |= self.vagram.metrics
         if self.values is not None:
             _, held = split_rows(keys, self.config.model_holdout)
-            judged = steps.take(held[:JUDGED])
+            judged = steps.take(held[:JUDGED]).to(self.model.state_mean.device)
             metrics |= value_error(self.model, self.values, judged, self.generator)
         return metrics
 

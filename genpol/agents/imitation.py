@@ -22,6 +22,7 @@ from genpol.agents.config import TrainConfig
 from genpol.policies.one_step import NO_LOSS
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.data.batch import IMAGINED, Batch
+from offline.draws import moved
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.networks.normalizer import ObsStats
 from offline.networks.optimizers import load_optimizer
@@ -118,6 +119,7 @@ class Imitation(Generic[P]):
             if not len(rows):
                 zero = torch.zeros((), device=act.device)
                 return {"base/loss": zero, "base/grad_norm": zero}
+            rows = moved(rows, act.device)
             obs, act = {key: value[rows] for key, value in obs.items()}, act[rows]
         loss = self._trained.loss(obs, act, generator).mean()
         self._optimizer.zero_grad(set_to_none=True)

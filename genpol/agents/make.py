@@ -111,6 +111,8 @@ def make_agent(
             if obs_stats is not None:
                 made.encoder.normalizer.fit(obs_stats)
             base = made
+        elif isinstance(base, ChunkPolicy):
+            base = base.to(device)
         if config.agent in ("expo", "bestofn"):
             settings = config if config.agent == "expo" else dataclasses.replace(config, edits=0)
             return EXPO(

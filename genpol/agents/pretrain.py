@@ -84,7 +84,7 @@ def pretrain(
         update, done = _critic(agent, critic, config)
         phases.append((config.critic_pretrain_steps, lambda noise: update(batch(), noise)))
 
-    noise = Generator(device).manual_seed(config.seed + 21)
+    noise = Generator().manual_seed(config.seed + 21)
     step, sums, count = 0, dict[str, Tensor](), 0
     for steps, learn in phases:
         for _ in range(steps):

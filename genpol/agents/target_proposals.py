@@ -22,10 +22,10 @@ from torch import Generator, Tensor, nn
 
 from genpol.agents.candidates import CandidateCache, Draft
 from genpol.agents.config import TrainConfig
-from genpol.policies.noise import normal
 from genpol.policies.policy import ChunkPolicy
 from genpol.policies.student import Student
 from offline.critics.td import Subset
+from offline.draws import normal
 from offline.errors import InputError
 from offline.networks.normalizer import ObsStats
 from offline.networks.optimizers import load_optimizer

@@ -20,8 +20,8 @@ class DatasetRunOptions(WandbOptions):
     """Sentence encoder that shows the learner the instructions: "shipped", or a folder. Default:
     none, instructions are not used."""
     device: str | None = None
-    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
-    cpu."""
+    """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
+    there is one, else cpu."""
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""

@@ -29,6 +29,7 @@ from offline.data.dataset_training import (
 )
 from offline.data.episodes import Episodes
 from offline.data.transitions import Embed, Transitions
+from offline.draws import moved
 from offline.errors import InputError
 from offline.networks.images import random_shift
 from offline.networks.normalizer import image_keys
@@ -110,7 +111,7 @@ class Cloning:
             self.params, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.draw = Generator().manual_seed(config.seed)
-        self.noise = Generator(device).manual_seed(config.seed + 1)
+        self.noise = Generator().manual_seed(config.seed + 1)
         self.images = image_keys(self.policy.obs_shapes)
         self.held_out: Batch | None = None
         if valid is not None:
@@ -127,8 +128,8 @@ class Cloning:
         }
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        obs = {key: value.to(self.device) for key, value in obs.items()}
-        loss = self.policy.loss(obs, batch.act.to(self.device), self.noise).mean()
+        obs = {key: moved(value, self.device) for key, value in obs.items()}
+        loss = self.policy.loss(obs, moved(batch.act, self.device), self.noise).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.params, MAX_GRAD_NORM)
@@ -242,6 +243,6 @@ def _held_out(policy: ChunkPolicy, batch: Batch | None, device: str) -> dict[str
         return {}
     obs = {key: value.to(device) for key, value in batch.obs.items()}
     act: Tensor = batch.act.to(device)
-    loss = policy.loss(obs, act, Generator(device).manual_seed(0)).mean()
+    loss = policy.loss(obs, act, Generator().manual_seed(0)).mean()
     error = (policy.mode(obs) - act).abs().mean()
     return {"clone/valid_loss": float(loss), "clone/valid_mode_error": float(error)}

@@ -24,8 +24,8 @@ from torch import Generator, Tensor, nn
 from diffusion.process import ReverseProcess, reverse_process
 from genpol.policies.architecture import Architecture, Sampler
 from genpol.policies.denoiser import denoiser
-from genpol.policies.noise import integers, normal
 from genpol.policies.precision import Apply, exact
+from offline.draws import integers, moved, normal
 from offline.errors import InputError
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
@@ -155,7 +155,11 @@ class DiffusionHead(nn.Module):
         if steps not in self._short:
             process = action_process(self.num_steps, "ddim", self.clip, steps)
             self._short[steps] = chain_steps(process), process.timesteps
-        return self._short[steps]
+        chain, visited = self._short[steps]
+        if visited.device != self.times.device:
+            visited = moved(visited, self.times.device)
+            self._short[steps] = chain, visited
+        return chain, visited
 
     def mode(self, features: Tensor) -> Tensor:
         """(B, F) -> (B, D): DDIM from no noise at all."""

@@ -16,8 +16,8 @@ from torch import Generator, Tensor, nn
 
 from genpol.policies.architecture import Architecture
 from genpol.policies.denoiser import denoiser
-from genpol.policies.noise import normal, uniform
 from genpol.policies.precision import Apply, exact
+from offline.draws import normal, uniform
 
 
 class FlowHead(nn.Module):
@@ -41,7 +41,7 @@ class FlowHead(nn.Module):
 
     def loss(self, features: Tensor, x: Tensor, generator: Generator | None) -> Tensor:
         """(B, F) and actions (B, D) -> (B,), at one random time each."""
-        time = uniform(len(x), generator, x)
+        time = uniform((len(x),), generator, x)
         noise = normal(x.shape, generator, x)
         between = torch.lerp(noise, x, time[:, None])
         modulation = self.conditioner(features, self.conditioner.embed(time))

@@ -16,8 +16,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from genpol.policies.architecture import Architecture
-from genpol.policies.noise import normal
 from genpol.policies.precision import Apply, exact
+from offline.draws import normal
 
 STD_FLOOR = 0.03
 

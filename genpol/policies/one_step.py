@@ -12,9 +12,9 @@ from __future__ import annotations
 from torch import Generator, Tensor, nn
 
 from genpol.policies.architecture import Architecture
-from genpol.policies.noise import normal
 from genpol.policies.precision import Apply, exact
 from genpol.policies.trunk import Conditioner, Trunk
+from offline.draws import normal
 from offline.errors import InputError
 
 NO_LOSS = (

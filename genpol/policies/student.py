@@ -19,8 +19,8 @@ from typing import Any
 from torch import Generator, Tensor
 
 from genpol.policies.architecture import Architecture
-from genpol.policies.noise import normal
 from genpol.policies.policy import ChunkPolicy
+from offline.draws import normal
 from offline.spec import ActionSpec
 from offline.types import Obs
 

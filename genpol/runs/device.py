@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def pick_device(asked: str | None) -> str:
-    """The device asked for, or cuda where there is one, else cpu.
+    """The device asked for; of None and "auto", cuda where there is one, else cpu.
 
     Raises InputError for one that does not exist or is not there on this machine.
     """
@@ -12,7 +12,7 @@ def pick_device(asked: str | None) -> str:
 
     from offline.errors import InputError
 
-    if asked is None:
+    if asked in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=asked).sum().item()

@@ -84,7 +84,7 @@ def on_the_cpu(device: str | None) -> bool:
     """Whether networks on `device` compute on the CPU; None is what `pick_device` would take."""
     from genpol.runs.device import pick_device
 
-    return (device or pick_device(None)) == "cpu"
+    return (device if device not in (None, "auto") else pick_device(None)) == "cpu"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from offline.draws import moved
 from offline.spec import ActionSpec
 
 # Mean distance outside the critic's bounds that is let pass, as a share of their width.
@@ -60,7 +61,7 @@ class Units:
 
     def _on(self, device: torch.device) -> None:
         if self._rows.device != device:
-            self._rows = self._rows.to(device)
+            self._rows = moved(self._rows, device)
             self._unpack()
 
     def clip(self, act: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Units:
         if not self.same:
             self._on(act.device)
             act = torch.addcmul(self._shift, act, self._factor)
-        return act.to(device)
+        return moved(act, device)
 
     def per_std(self, device: torch.device) -> Tensor:
         """(A,) standard deviations of the data in one unit of the policy's normalised actions."""

@@ -3,10 +3,50 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
 
 import numpy as np
+import torch
 
 KEPT = 10_000  # decisions whose latency is remembered
+
+
+class Laps:
+    """Seconds between marks, by the clock of the device that computes.
+
+    A GPU is told what to do and does it later. So its marks are events in its own queue, and
+    `seconds` waits for the last of them.
+
+    Args:
+        device: what computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_a_gpu = device.type == "cuda"
+        self.device = device
+        self._marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, part: str) -> None:
+        """What began at the mark before, named `part`, ends here."""
+        if not self.on_a_gpu:
+            self._marks.append((part, perf_counter()))
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        self._marks.append((part, event))
+
+    def seconds(self) -> dict[str, float]:
+        """Of each part."""
+        if self.on_a_gpu:
+            self._marks[-1][1].synchronize()
+        found: dict[str, float] = {}
+        for (_, began), (part, ended) in pairwise(self._marks):
+            took = began.elapsed_time(ended) / 1e3 if self.on_a_gpu else ended - began
+            found[part] = found.get(part, 0.0) + took
+        return found
 
 
 class LatencyMeter:

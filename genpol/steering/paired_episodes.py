@@ -130,7 +130,7 @@ def _run_batch(
         obs = stack([latest[i] for i in alive])
         decision = policy.decide(obs, generator) if hasattr(policy, "decide") else None
         act = policy.sample(obs, 1, generator)[:, 0] if decision is None else decision.action
-        act = act[:, : chunk or policy.spec.chunk]
+        act = act[:, : chunk or policy.spec.chunk].cpu()
         raw = _in_env_units(policy, act, len(alive))
         policy.commit(act)
         tallies.decisions += len(alive)
@@ -194,10 +194,10 @@ def _in_env_units(policy: Policy, act: Tensor, rows: int) -> np.ndarray:
 def _shown(policy: Policy, decision: Any, position: int) -> dict[str, np.ndarray]:
     if decision is None:
         return {}
-    candidates = policy.spec.unnormalize(decision.candidates[position].float())
+    candidates = policy.spec.unnormalize(decision.candidates[position].float().cpu())
     return {
         "candidates": candidates.numpy(),
-        "scores": decision.scores[position].float().numpy(),
+        "scores": decision.scores[position].float().cpu().numpy(),
         "chosen": np.asarray(int(decision.chosen[position])),
     }
 
@@ -235,4 +235,4 @@ def medoid(candidates: Tensor) -> Tensor:
     """(B, K, H, A) -> (B, H, A): the candidate with the smallest mean distance to the others."""
     flat = candidates.flatten(2).float()
     chosen = torch.cdist(flat, flat).mean(-1).argmin(-1)
-    return candidates[torch.arange(len(candidates)), chosen]
+    return candidates[torch.arange(len(candidates), device=chosen.device), chosen]

@@ -12,17 +12,24 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import moved
 from offline.errors import InputError
 
 Select = Callable[[Tensor, Generator | None], Tensor]
 
 
-def argmax() -> Select:
-    """The best candidate; of equals, the first."""
+def argmax(*, wait: bool = True) -> Select:
+    """The best candidate; of equals, the first.
+
+    Args:
+        wait: refuse NaN scores wherever they lie. False does so on the CPU alone: on a GPU, to ask
+            is to wait for it. Whoever learns by such a choice refuses the NaN loss that it makes.
+    """
 
     def rule(scores: Tensor, generator: Generator | None) -> Tensor:
         best, chosen = scores.max(-1)
-        _refuse_nan(best, scores)  # max propagates NaN
+        if wait or scores.is_cpu:
+            _refuse_nan(best, scores)  # max propagates NaN
         return chosen
 
     return rule
@@ -58,9 +65,10 @@ def softmax(temperature: float, *, standardize: bool = False) -> Select:
         # argmax(log p - log e) with e ~ Exp(1) is a draw from p, in fewer steps than multinomial
         device = scores.device if generator is None else generator.device
         noise = torch.empty(scores.shape, device=device).exponential_(generator=generator).log_()
+        noise = moved(noise, scores.device)
         if temperature != 1:
             below = below.div_(temperature)
-        return below.sub_(noise.to(scores.device)).argmax(-1)
+        return below.sub_(noise).argmax(-1)
 
     return rule
 
@@ -90,7 +98,8 @@ def random_choice() -> Select:
         if count == 1:
             return torch.zeros(rows, dtype=torch.long, device=scores.device)
         device = scores.device if generator is None else generator.device
-        return torch.randint(count, (rows,), generator=generator, device=device).to(scores.device)
+        drawn = torch.randint(count, (rows,), generator=generator, device=device)
+        return moved(drawn, scores.device)
 
     return rule
 

@@ -20,9 +20,10 @@ import torch
 from torch import Generator, Tensor
 
 from genpol.steering.action_units import Units
-from genpol.steering.deadline import LatencyMeter, Pace
+from genpol.steering.deadline import Laps, LatencyMeter, Pace
 from genpol.steering.diversity import WATCHED, DiversityCheck, spread
 from genpol.steering.select import Select
+from offline.draws import moved, wait_for
 from offline.errors import InputError
 from offline.types import Critic, Features, Obs, Policy, clips
 
@@ -157,6 +158,7 @@ class Steered(Generic[Features]):
         self.diversity = DiversityCheck()
         self._units = Units(base.spec, score.spec)
         self._never = torch.zeros(1, dtype=torch.bool)
+        self._computes = torch.device("cpu")  # from the second decision on, what really does
         self._totals = dict.fromkeys(("rows", "fell_back", "candidates", "measured", "spread"), 0.0)
 
     # -- Policy
@@ -195,7 +197,8 @@ class Steered(Generic[Features]):
     def choose(
         self, obs: Obs, act: Tensor, generator: Generator | None, picks: int = 1
     ) -> Decision[Features]:
-        """Edit, score and select among proposals that are there already.
+        """Edit, score and select among proposals that are there already. Where a GPU computes,
+        nothing waits for it, and the timing is that of telling it what to do.
 
         Args:
             obs: B observations.
@@ -206,10 +209,19 @@ class Steered(Generic[Features]):
         Returns:
             B * picks decisions.
         """
-        started = perf_counter()
+        return self._choose(obs, act, generator, picks, Laps(torch.device("cpu")))
+
+    def _choose(
+        self,
+        obs: Obs,
+        act: Tensor,
+        generator: Generator | None,
+        picks: int,
+        laps: Laps,
+    ) -> Decision[Features]:
         with torch.inference_mode():
             features = self.score.encode(obs)  # once, however many candidates
-        encoded = perf_counter()
+        laps.mark("encode")
         with torch.no_grad():  # not inference mode: a base policy may keep what is executed
             if not self.clips and clips(self.base):
                 act = self._units.clip(act)  # the edits may leave the bounds, the proposals not
@@ -218,26 +230,29 @@ class Steered(Generic[Features]):
                 self._units.require_in_range(act)
             if self.clips:
                 act = self._units.clip(act)  # as it is executed
-        edited = perf_counter()
+        laps.mark("propose")
         with torch.inference_mode():
             q = self.score.score(features, self._units.convert(act, features.device))
         q = q.to(act.device)
         if picks > 1:  # (E, B, n K) -> (E, B n, K): from here on every pick is a row of its own
             q = q.reshape(len(q), -1, act.shape[1] // picks)
             act = act.reshape(-1, q.shape[-1], *act.shape[2:])
-        done = perf_counter()
+        laps.mark("score")
         values = q.amin(0) if self.ensemble == "min" else q.mean(0)
         if values.shape[-1] == 1:
             chosen = values.new_zeros(len(values), dtype=torch.long)
         else:
             chosen = self.select(values, generator)
         if self.gate is None:
-            fell_back = self._never.to(chosen.device).expand(len(chosen))
+            if self._never.device != chosen.device:
+                self._never = moved(self._never, chosen.device)
+            fell_back = self._never.expand(len(chosen))
         else:
             fell_back = (disagreement(q, chosen) > self.gate) & (chosen != 0)
             chosen = chosen.masked_fill(fell_back, 0)
         action = _pick(act, chosen)
-        ended = perf_counter()
+        laps.mark("select")
+        self._computes = features.device
         return Decision(
             action=action,
             candidates=act,
@@ -250,12 +265,7 @@ class Steered(Generic[Features]):
             features=features,
             unit=self._units.per_std(act.device),
             num_scored=values.shape[-1],
-            timing={
-                "propose": edited - encoded,
-                "encode": encoded - started,
-                "score": done - edited,
-                "select": ended - done,
-            },
+            timing=laps.seconds(),
         )
 
     def metrics(self) -> dict[str, float]:
@@ -272,12 +282,11 @@ class Steered(Generic[Features]):
     def _decide(
         self, obs: Obs, n: int, generator: Generator | None, since: float | None
     ) -> Decision[Features]:
-        started = perf_counter()
+        started, laps = perf_counter(), Laps(self._computes)
         with torch.no_grad():  # not inference mode: a base policy may keep what it makes
             act = self._propose(obs, n, generator, started if since is None else since)
-        proposed = perf_counter()
-        decision = self.choose(obs, act, generator, n)
-        decision.timing["propose"] += proposed - started
+        laps.mark("propose")
+        decision = self._choose(obs, act, generator, n, laps)
         self._count(decision, obs)
         return decision
 
@@ -288,6 +297,7 @@ class Steered(Generic[Features]):
         edits' log densities (B * picks, K')."""
         if self.edit is None:
             return act, None
+        act = moved(act, features.device)  # a black box proposes on the CPU
         edits = self.edit(features, act, generator)
         groups = [x.reshape(len(x), picks, -1, *x.shape[2:]) for x in (act, edits.act)]
         log_prob = edits.log_prob.reshape(len(act) * picks, -1)
@@ -306,6 +316,7 @@ class Steered(Generic[Features]):
         have, now = 0, perf_counter()
         while size := pace.next_batch(have, now - since):
             drawn = self._sample(obs, n * size, generator)
+            wait_for(drawn.device)  # what it costs is known once it is done
             batches.append(drawn.reshape(len(drawn), n, size, *drawn.shape[2:]))
             before, now = now, perf_counter()
             pace.learn_batch(size, now - before)

@@ -30,6 +30,7 @@ from offline.critics.td import follow, target_of, td_loss, td_metrics, td_target
 from offline.critics.value import ValueFunction
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch
+from offline.draws import uniform
 from offline.networks.heads import TanhGaussian
 from offline.networks.optimizers import load_optimizer
 
@@ -103,8 +104,8 @@ class CalQL:
                 y = y.clamp(*self.bounds)
 
         # One call scores the data's chunk and all drawn ones; the state's part is shared.
-        uniform = torch.rand(size, n, *shape, generator=generator, device=state.device) * 2 - 1
-        chunks = torch.cat([batch.act[:, None], uniform, act_pi, act_next], dim=1)
+        anywhere = uniform((size, n, *shape), generator, state) * 2 - 1
+        chunks = torch.cat([batch.act[:, None], anywhere, act_pi, act_next], dim=1)
         projected = critic.heads.project(features)
         q = critic.score(projected, chunks)
         q_data, q_uniform, q_policy = q[..., 0], q[..., 1 : n + 1], q[..., n + 1 :]

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import uniform
 from offline.errors import InputError
 from offline.networks.spectral import constrained
 
@@ -158,7 +159,7 @@ def squared_gap(
         return (value.score(moved, act)[..., 0] - q).square()
 
     size = (value.ensemble, len(features), value.encoder.normalizer.dim)
-    start = torch.rand(size, generator=generator, device=generator.device).to(features)
+    start = uniform(size, generator, features)
     fixed = here.detach(), q.detach()
     delta = perturbation(lambda d: gap(d, *fixed), (2 * start - 1) * radius, radius, attack)
     return gap(delta, here, q)

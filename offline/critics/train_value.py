@@ -123,7 +123,7 @@ class ValueTraining:
             value.encoder.normalizer.fit(train.obs_stats)
             self.learner = LEARNERS[config.critic](value, config)
         self.draw = Generator().manual_seed(config.seed)
-        self.noise = Generator(device).manual_seed(config.seed + 1)
+        self.noise = Generator().manual_seed(config.seed + 1)
 
     def update(self, step: int) -> dict[str, Tensor]:
         """One update of critic and target."""

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from offline.data.episodes import Episode
 from offline.data.returns import ChunkRewards
+from offline.draws import moved
 from offline.networks.images import random_shift
 from offline.networks.normalizer import LANGUAGE
 from offline.spec import ActionSpec
@@ -45,14 +46,18 @@ class Batch:
         return len(self.act)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same on another device."""
+        """The same on another device, but for `key` and `success`: what they decide, such as the
+        rows to imitate, is decided on the CPU."""
 
-        def moved(value: Any) -> Any:
+        def there(name: str) -> Any:
+            value = getattr(self, name)
+            if name in ("key", "success"):
+                return value
             if isinstance(value, dict):
-                return {k: v.to(device) for k, v in value.items()}
-            return None if value is None else value.to(device)
+                return {k: moved(v, device) for k, v in value.items()}
+            return moved(value, device)
 
-        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return Batch(**{f.name: there(f.name) for f in fields(self)})
 
 
 @dataclass

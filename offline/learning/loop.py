@@ -85,7 +85,8 @@ class Loop:
         """Of the critic updates, those of `learn`."""
         self._act = Generator().manual_seed(config.seed + 10)
         self._draw = Generator().manual_seed(config.seed + 11)
-        self._learn, self._device = Generator(device).manual_seed(config.seed + 12), device
+        self._learn, self._device = Generator().manual_seed(config.seed + 12), device
+        self._waits = torch.device(device).type != "cpu"  # to read a loss is to wait for it there
         self._due = self._policy_due = 0.0
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._imagined: dict[str, float] = {}  # news of the imagination
@@ -119,9 +120,12 @@ class Loop:
             if self.statistics is not None:
                 self.statistics.advance(self.step)
             self._update(count)
-            self._require_finite()
-            if log and self.step // every > before // every:
+            due = log is not None and self.step // every > before // every
+            if due or not self._waits:
+                self._require_finite()
+            if log and due:
                 log(self.progress, self._take_metrics())
+        self._require_finite()
 
     def learn(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
         """Update critic and policy once each, without an environment step, `until` times in all.
@@ -139,9 +143,12 @@ class Loop:
             self._imagine()
             self._add(self.agent.update_policy(self._update_critic(), self._learn))
             self.learnt += 1
-            self._require_finite()
-            if log and self.learnt % self.config.log_every == 0:
+            due = log is not None and self.learnt % self.config.log_every == 0
+            if due or not self._waits:
+                self._require_finite()
+            if log and due:
                 log(self.learnt, self._take_metrics())
+        self._require_finite()
 
     # -- acting
 
@@ -204,14 +211,14 @@ class Loop:
         else:
             obs = {key: torch.from_numpy(values[rows]) for key, values in self._obs.items()}
             policy = self.agent.acting()
-            act = policy.sample(obs, 1, self._act)[:, 0]
+            act = policy.sample(obs, 1, self._act)[:, 0].cpu()
             policy.commit(act)
         if not torch.isfinite(act).all():
             raise Diverged(
                 f"the policy gave NaN or infinite actions at step {self.progress}, so training has "
                 f"diverged. {LOWER}"
             )
-        raw = spec.unnormalize(act.float().cpu())
+        raw = spec.unnormalize(act.float())
         raw = (spec.clip(raw) if clips(self.agent.acting()) else raw).numpy()
         for row, chunk in zip(rows, raw, strict=True):
             self._running[row].queue.extend(chunk)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from offline.draws import integers, normal
 from offline.models.world_model import Prediction, StateLayout, Steps
 from offline.networks.linear import SMALL, linear
 from offline.networks.normalizer import STD_FLOOR, limit
@@ -205,14 +206,11 @@ class Dynamics(nn.Module):
             act: (N, A), normalised.
             generator: draws the elites, and the noise of probabilistic ones; None is torch's.
         """
-        device = state.device if generator is None else generator.device
-        drawn = torch.randint(len(self.elites), (len(state),), generator=generator, device=device)
-        members = self.elites[drawn.to(self.elites.device)]
+        members = self.elites[integers(len(self.elites), len(state), generator, state)]
         out = self._read(self._by_member(self.inputs(state, act), members), members)
         y = out.mean
         if out.log_var is not None:
-            noise = torch.randn(y.shape, generator=generator, device=device).to(y)
-            y = y + (out.log_var / 2).exp() * noise
+            y = y + (out.log_var / 2).exp() * normal(y.shape, generator, y)
         y = self.target_mean + self.target_std * y
         next_state, terminated = state + y[:, :-1], out.logit > 0
         reward = y[:, -1].clamp(*self.reward_range)

@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 
 from offline.data.batch import IMAGINED, Batch
 from offline.data.mixture import Source
+from offline.draws import moved
 from offline.errors import InputError
 from offline.models.world_model import StateLayout, WorldModel
 from offline.models.world_model_config import WorldModelConfig
@@ -98,6 +99,7 @@ class Imagination:
         seed: of all that is drawn here.
         parts: what is saved and resumed together with this, by name.
         rows_at_once: branches imagined at the same time, which bounds the memory taken.
+        device: where the model predicts; what was imagined is kept on the CPU, as the replay is.
     """
 
     def __init__(
@@ -112,10 +114,11 @@ class Imagination:
         seed: int = 0,
         parts: Mapping[str, Stateful] | None = None,
         rows_at_once: int = 20_000,
+        device: str = "cpu",
     ) -> None:
         self.model, self.policy, self.real = model, policy, real
         self.config, self.discount, self.fit = config, discount, fit
-        self.parts, self.rows_at_once = dict(parts or {}), rows_at_once
+        self.parts, self.rows_at_once, self.device = dict(parts or {}), rows_at_once, device
         spec = policy.spec
         self._ring = ImaginedRing(config.imagined_capacity, model.layout, spec.chunk, spec.dim)
         self._kept: list[int] = []  # transitions of each training that is kept, the newest last
@@ -164,6 +167,7 @@ class Imagination:
         if self.config.imagined_capacity is None:
             self._forget(branches * length)
         for state in starts.split(self.rows_at_once):
+            state = moved(state, self.device)
             for _ in range(length):
                 act = self._decide(state)
                 chunk = imagine_chunk(self.model, state, act, self.discount, self._generator)
@@ -193,7 +197,7 @@ class Imagination:
     def _decide(self, state: Tensor) -> Tensor:
         """(N, H, A), clipped where what is executed is."""
         obs = self.model.layout.split(state)
-        act = self.policy.sample(obs, 1, self._generator)[:, 0].float()
+        act = moved(self.policy.sample(obs, 1, self._generator)[:, 0].float(), state.device)
         return act.clamp(-1, 1) if clips(self.policy) else act
 
     def _check(self, chunk: ImaginedChunk) -> None:

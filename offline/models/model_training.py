@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from offline.draws import moved
 from offline.errors import Diverged
 from offline.models.dynamics import Dynamics, Outputs
 from offline.models.held_out import split_rows
@@ -125,7 +126,7 @@ class ModelTraining:
         keys = torch.arange(len(steps)) if keys is None else keys
         train, test = split_rows(keys, config.model_holdout)
         device = model.state_mean.device
-        steps = Steps(**{f.name: getattr(steps, f.name).to(device) for f in fields(Steps)})
+        steps = steps.to(device)
         train = train.to(device)
         model.normalize_by(steps.take(train))
         weight = weights(steps) if callable(weights) else weights
@@ -182,7 +183,7 @@ class ModelTraining:
         model = self.model
         shape = (model.ensemble, self.config.model_batch_size)
         drawn = torch.randint(len(train), shape, generator=generator, device=generator.device)
-        batch = table.take(train[drawn.to(train.device)])
+        batch = table.take(train[moved(drawn, train.device)])
         losses = self._losses(model.outputs(batch.x), batch).mean(1)
         loss = losses.sum()
         if model.probabilistic:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import moved
 from offline.errors import InputError
 from offline.types import Obs
 
@@ -77,6 +78,10 @@ class Steps:
     def take(self, rows: Tensor) -> Steps:
         """Those of these rows (R,)."""
         return Steps(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def to(self, device: str | torch.device) -> Steps:
+        """The same on another device."""
+        return Steps(**{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from offline.draws import moved
 from offline.networks.images import ImageEncoderName, ResNet
 from offline.networks.normalizer import LANGUAGE, ObsNormalizer, Shapes, check_obs, image_keys
 from offline.types import Obs
@@ -43,9 +44,13 @@ class ObsEncoder(nn.Module):
         """
         check_obs(obs, self.obs_shapes, who="the critic")
         parts = [self.normalizer(obs)]
-        language = obs[LANGUAGE].to(parts[0]) if LANGUAGE in self.obs_shapes else None
+        language = (
+            moved(obs[LANGUAGE], parts[0].device).to(parts[0])
+            if LANGUAGE in self.obs_shapes
+            else None
+        )
         for key, net in zip(self.image_keys, self.images, strict=True):
-            parts.append(net(obs[key].to(parts[0].device), language))
+            parts.append(net(moved(obs[key], parts[0].device), language))
             self.encoded_images += len(obs[key])
         if self.concatenated and language is not None:
             parts.append(language * math.sqrt(self.concatenated))

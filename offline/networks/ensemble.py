@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offline.draws import moved
 from offline.networks.heads import some
 from offline.networks.linear import linear
 from offline.networks.normalizer import Change
@@ -165,8 +166,10 @@ class StackedHeads(nn.Module):
     def _batched(self, state: Tensor, act: Tensor, which: Tensor | None) -> Tensor:
         """(B, C, N) and (B, K, H * A) -> (C, B, K), all heads at once."""
 
+        heads = None if which is None else moved(which, act.device)
+
         def of(p: Tensor) -> Tensor:
-            return p if which is None else p[which]
+            return p if heads is None else p[heads]
 
         x = torch.matmul(act.flatten(0, 1), of(self.first_layer()[1]).mT).unflatten(
             1, act.shape[:2]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offline.draws import moved, normal
 from offline.errors import SpecError
 from offline.networks.linear import Linear
 from offline.networks.normalizer import Change
@@ -120,6 +121,7 @@ class CriticHeads(nn.Module):
 
 def some(weight: Tensor, bias: Tensor, which: Tensor, ensemble: int) -> tuple[Tensor, Tensor]:
     """Of E layers side by side, weight (E * N, F) and bias (E * N,), those in `which` (C,)."""
+    which = moved(which, weight.device)
     few = weight.unflatten(0, (ensemble, -1))[which], bias.unflatten(0, (ensemble, -1))[which]
     return few[0].flatten(0, 1), few[1].flatten(0, 1)
 
@@ -194,10 +196,7 @@ class TanhGaussian(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Reparametrised draws (B, n, H * A) and their log-densities (B, n)."""
         mean, log_std = self(features)
-        # On the generator's device: a robot's decision draws on the CPU, wherever the network is.
-        device = mean.device if generator is None else generator.device
-        shape = (len(mean), n, mean.shape[-1])
-        noise = torch.randn(shape, generator=generator, device=device).to(mean)
+        noise = normal((len(mean), n, mean.shape[-1]), generator, mean)
         u = mean[:, None] + log_std.exp()[:, None] * noise
         return torch.tanh(u), tanh_normal_log_prob(u, noise, log_std[:, None])
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offline.draws import moved
 from offline.errors import SpecError
 from offline.types import Obs
 
@@ -154,7 +155,9 @@ class ObsNormalizer(nn.Module):
         if not self.keys:
             size = len(next(iter(obs.values())))
             return self.mean.new_zeros((size, 0))
-        x = torch.cat([obs[key].to(self.mean) for key in self.keys], dim=-1)
+        x = torch.cat(
+            [moved(obs[key], self.mean.device).to(self.mean) for key in self.keys], dim=-1
+        )
         return limit((x - self.mean) / self.std)
 
 

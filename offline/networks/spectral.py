@@ -64,7 +64,9 @@ class SpectralBound(nn.Module):
         if weight.is_meta:  # made for its shapes alone
             return weight
         excess = (self.measure(weight) / self.bound).clamp(min=1)
-        return weight / excess[:, None, None] if bool((excess > 1).any()) else weight
+        if weight.is_cpu and not bool((excess > 1).any()):  # elsewhere, to ask is to wait
+            return weight
+        return weight / excess[:, None, None]
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> Tensor:

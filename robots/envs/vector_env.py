@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from offline.errors import InputError
 from robots.envs.make import make_env
+from robots.envs.worker_envs import WorkerEnvs
 
 
 def make_vector_env(
@@ -19,6 +20,7 @@ def make_vector_env(
     max_steps: int | None = None,
     image_keys: dict[str, int] | None = None,
     asynchronous: bool = False,
+    at_work: int | None = None,
     distractors: int = 0,
 ) -> VectorEnv:
     """`num_envs` environments without autoreset: whoever steps them decides when episodes end.
@@ -42,7 +44,8 @@ def make_vector_env(
         image_keys: as for `make_env`.
         asynchronous: one process each, instead of one after the other in this one. Pays where a
             core per environment is idle. A script that asks for images too must guard its own
-            start by `if __name__ == "__main__"`.
+            start by `if __name__ == "__main__"`. The numbers are the same either way.
+        at_work: of the processes, how many compute at the same time; default all.
         distractors: as for `make_env`.
 
     Raises:
@@ -58,9 +61,9 @@ def make_vector_env(
     make_env(
         env, max_steps=max_steps, distractors=distractors
     ).close()  # what is wrong is said here, in one line
-    return AsyncVectorEnv(
+    return WorkerEnvs(
         [one] * num_envs,
-        autoreset_mode=AutoresetMode.DISABLED,
         # OpenGL does not survive a fork of a process that has drawn.
         context="spawn" if image_keys else None,
+        at_work=None if at_work is None or at_work >= num_envs else at_work,
     )

@@ -74,7 +74,7 @@ class Inputs:
         sizes = [normalizer.shapes[key][0] for key in normalizer.keys]
         moments = zip(normalizer.mean.split(sizes), normalizer.std.split(sizes), strict=True)
         return {
-            key: (mean.numpy(), std.numpy())
+            key: (mean.cpu().numpy(), std.cpu().numpy())
             for key, (mean, std) in zip(normalizer.keys, moments, strict=True)
         }
 
@@ -295,6 +295,8 @@ def _vector_env(env: str | Callable[[], Any], config: Train, images: dict[str, i
         max_steps=config.max_steps,
         image_keys=images or None,
         distractors=config.distractors,
+        asynchronous=config.env_workers > 0,
+        at_work=config.env_workers,
     )
 
 

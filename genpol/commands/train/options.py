@@ -16,7 +16,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
 # What a run may go on with differently; everything else would make it another run.
 CHANGEABLE = (
     "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "threads",
-    "trust",
+    "env_workers", "trust",
     "lr", "base_lr", "model_lr", "utd",  # which keep a run that diverged from doing so again
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -49,8 +49,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "lipschitz_attack", "value_diversity",
     ),
     "observations, environment and reward": (
-        "obs_keys", "image_keys", "image_encoder", "random_shift", "num_envs", "max_steps",
-        "distractors", "reward_scale", "follow_statistics",
+        "obs_keys", "image_keys", "image_encoder", "random_shift", "num_envs", "env_workers",
+        "max_steps", "distractors", "reward_scale", "follow_statistics",
     ),
     "learning": (
         "batch_size", "policy_utd", "offline_fraction", "offline_updates", "start_steps",
@@ -87,13 +87,16 @@ class Train(TrainConfig, WandbOptions):
     """Steps after which an episode is cut off. Default: the environment's own limit."""
     distractors: Few = 0
     """Meaningless dimensions added to the observations; no action changes them."""
+    env_workers: Few = 0
+    """Environments of --num-envs that compute at the same time, each in a process of its own, at
+    most --num-envs. 0 steps them one after the other in this process. The numbers are the same."""
     videos: Amount = 0
     """Evaluation episodes filmed before training and at the end."""
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     device: str | None = None
-    """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
-    cpu."""
+    """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
+    there is one, else cpu."""
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""
@@ -157,6 +160,11 @@ def check(config: Train) -> None:
     config.check()
     if config.env is None and config.data is None:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
+    if config.env_workers > config.num_envs:
+        raise InputError(
+            f"--env-workers {config.env_workers} is more than there are environments: pass at most "
+            f"--num-envs, which is {config.num_envs}"
+        )
     modelled = config.world_model != "none"
     if not modelled and config.imagined_fraction:
         raise InputError(

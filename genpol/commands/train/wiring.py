@@ -50,7 +50,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     )
     imagination = None
     if model is not None:
-        imagination = make_imagination(config, agent, model, replay, data)
+        imagination = make_imagination(config, agent, model, replay, data, device)
     rest = 1 - config.imagined_fraction
     offline = 0.0 if data is None else config.offline_fraction
     shares = [
@@ -117,8 +117,7 @@ def make_session(
 
 
 def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
-    """What `--world-model` names, of what the run observes; it learns and imagines on the CPU, as
-    the replay lies there.
+    """What `--world-model` names, of what the run observes.
 
     Raises:
         InputError: it cannot predict these observations, or a rule is not known.

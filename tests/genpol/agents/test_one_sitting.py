@@ -15,9 +15,9 @@ ROOT = Path(genpol.__file__).parents[1]
 # What networks compute inside is no part of the method; a reader takes their names for it.
 NETWORKS = (
     "offline/networks/",
+    "offline/draws.py",
     "offline/spec.py",
     "genpol/policies/flow.py",
-    "genpol/policies/noise.py",
     "genpol/policies/precision.py",
     "genpol/policies/trunk.py",
 )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -9,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from offline.errors import InputError
 from robots.envs.make import make_env
 from robots.envs.vector_env import make_vector_env
+from robots.envs.worker_envs import WorkerEnvs
 
 HOPPER = "Hopper-v5"
 
@@ -88,3 +96,86 @@ def test_images_in_processes_of_their_own():
 def test_bad_input(name, count, asynchronous, said):
     with pytest.raises(InputError, match=said):
         make_vector_env(name, count, asynchronous=asynchronous)
+
+
+class Failing(gymnasium.Env):
+    """Its second step fails, or kills its process."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    signal: int | None = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 2 and self.signal is not None:
+            os.kill(os.getpid(), self.signal)
+        if self.steps == 2:
+            raise ArithmeticError("the simulation is unstable")
+        return np.zeros(1), 0.0, False, False, {}
+
+
+class Dying(Failing):
+    signal = signal.SIGKILL
+
+
+def second_step(made) -> WorkerEnvs:
+    envs = make_vector_env(made, 2, asynchronous=True, at_work=1)
+    assert isinstance(envs, WorkerEnvs)
+    envs.reset(seed=[0, 1])
+    envs.step(np.zeros((2, 1), np.float32))
+    return envs
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "said"),
+    [
+        (Failing, ArithmeticError, "^the simulation is unstable$"),
+        (Dying, InputError, "^the process of environment 0 ended by the signal SIGKILL: .*memory"),
+    ],
+)
+def test_what_happens_in_a_worker_is_one_line(made, error, said, capfd):
+    envs = second_step(made)
+    with pytest.raises(error, match=said):
+        envs.step(np.zeros((2, 1), np.float32))
+    envs.close()
+    assert not any(process.is_alive() for process in envs.processes)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_workers_leave_signals_to_the_main_process():
+    envs = second_step(Failing)
+    try:
+        for process in envs.processes:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(process.pid, number)
+        envs.reset(seed=[0, 1])
+        assert all(process.is_alive() for process in envs.processes)
+    finally:
+        envs.close()
+
+
+KILLED = """
+import os, signal
+from robots.envs.vector_env import make_vector_env
+envs = make_vector_env("Hopper-v5", 2, asynchronous=True)
+print(*[process.pid for process in envs.processes], flush=True)
+{end}
+"""
+
+
+@pytest.mark.slow  # a new interpreter, and up to a second until the workers look
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(0)"])
+def test_no_worker_outlives_the_main_process(end):
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED.format(end=end)], stdout=subprocess.PIPE, timeout=60
+    )
+    pids = [int(pid) for pid in ran.stdout.split()]
+    until = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
