@@ -86,6 +86,11 @@ COMMANDS: dict[str, Command] = {
         "BenchExpo",
         "Measure EXPO's learning: CPU-seconds per critic update and per step.",
     ),
+    "bench decision": Command(
+        "genpol.commands.bench.decision",
+        "BenchDecision",
+        "Measure a robot's decision: milliseconds of one sample, and steered among K.",
+    ),
     "bench world-model": Command(
         "genpol.commands.bench.world_model",
         "BenchWorldModel",

@@ -134,16 +134,16 @@ class DiffusionHead(nn.Module):
             return self.decode(features, noise, apply, steps)
         draws = self.num_steps if self.sampler == "ddpm" else 1
         noise = normal((draws, len(features), n, self.dim), generator, features)
-        return self._denoise(features, noise, self.chains[self.sampler], apply)
+        return self(features, noise, self.chains[self.sampler], apply)
 
     def decode(
         self, features: Tensor, noise: Tensor, apply: Apply = exact, steps: int | None = None
     ) -> Tensor:
         """(B, F) and standard normal (B, n, D) -> (B, n, D): DDIM from that noise."""
         if steps is None:
-            return self._denoise(features, noise[None], self.chains["ddim"], apply)
+            return self(features, noise[None], self.chains["ddim"], apply)
         chain, visited = self._in(steps)
-        return self._denoise(features, noise[None], chain, apply, self.times[visited])
+        return self(features, noise[None], chain, apply, self.times[visited])
 
     def _in(self, steps: int) -> tuple[list[ChainStep], Tensor]:
         """DDIM's chain of so many steps, and which of the T it visits."""
@@ -165,7 +165,7 @@ class DiffusionHead(nn.Module):
         """(B, F) -> (B, D): DDIM from no noise at all."""
         return self.decode(features, features.new_zeros(len(features), 1, self.dim))[:, 0]
 
-    def _denoise(
+    def forward(
         self,
         features: Tensor,
         noise: Tensor,
@@ -173,7 +173,8 @@ class DiffusionHead(nn.Module):
         apply: Apply = exact,
         times: Tensor | None = None,
     ) -> Tensor:
-        """(B, F) and (draws, B, n, D), the first of which is x_T -> (B, n, D)."""
+        """(B, F) and (draws, B, n, D), the first of which is x_T -> (B, n, D): a whole chain, which
+        draws nothing."""
         embedding = self.conditioner.embed(self.times.flip(0) if times is None else times)
         if noise.shape[1] == 1:  # one axis less is faster
             modulations = self.conditioner(features, embedding[:, None], apply)  # (T, 1, M)

@@ -67,7 +67,10 @@ class FlowHead(nn.Module):
         self, features: Tensor, noise: Tensor, apply: Apply = exact, steps: int | None = None
     ) -> Tensor:
         """(B, F) and standard normal (B, n, D) -> (B, n, D): where the flow takes that noise."""
-        steps = steps or self.num_steps
+        return self(features, noise, apply, steps or self.num_steps)
+
+    def forward(self, features: Tensor, noise: Tensor, apply: Apply, steps: int) -> Tensor:
+        """As `decode`: a whole chain, which draws nothing."""
         times = torch.arange(steps, device=features.device, dtype=features.dtype) / steps
         embedding = self.conditioner.embed(times)
         if len(noise) == 1:  # one axis less is faster

@@ -64,6 +64,11 @@ class LatencyMeter:
         for part, seconds in timing.items():
             self.parts[part] = self.parts.get(part, 0.0) + seconds
 
+    def clear(self) -> None:
+        """Forget all decisions so far."""
+        self.seconds.clear()
+        self.parts, self.count = {}, 0
+
     def percentile(self, q: float) -> float:
         """Seconds that q % of the decisions stay under; NaN before the first."""
         return float(np.percentile(self.seconds, q)) if self.seconds else float("nan")

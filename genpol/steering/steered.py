@@ -69,7 +69,7 @@ class Decision(Generic[Features]):
     num_scored: int
     """K of this decision; fewer than asked for under a deadline, more with `edit`."""
     timing: dict[str, float]
-    """Seconds of "propose", "encode", "score" and "select"."""
+    """Seconds of "propose", "encode", "score" and "select"; empty where nothing was timed."""
 
     # Computed when asked for: a robot waits for the action only.
 
@@ -197,8 +197,8 @@ class Steered(Generic[Features]):
     def choose(
         self, obs: Obs, act: Tensor, generator: Generator | None, picks: int = 1
     ) -> Decision[Features]:
-        """Edit, score and select among proposals that are there already. Where a GPU computes,
-        nothing waits for it, and the timing is that of telling it what to do.
+        """Edit, score and select among proposals that are there already. Nothing is timed, and
+        nothing waits for a GPU that computes.
 
         Args:
             obs: B observations.
@@ -209,7 +209,7 @@ class Steered(Generic[Features]):
         Returns:
             B * picks decisions.
         """
-        return self._choose(obs, act, generator, picks, Laps(torch.device("cpu")))
+        return self._choose(obs, act, generator, picks, None)
 
     def _choose(
         self,
@@ -217,11 +217,12 @@ class Steered(Generic[Features]):
         act: Tensor,
         generator: Generator | None,
         picks: int,
-        laps: Laps,
+        laps: Laps | None,
     ) -> Decision[Features]:
         with torch.inference_mode():
             features = self.score.encode(obs)  # once, however many candidates
-        laps.mark("encode")
+        if laps is not None:
+            laps.mark("encode")
         with torch.no_grad():  # not inference mode: a base policy may keep what is executed
             if not self.clips and clips(self.base):
                 act = self._units.clip(act)  # the edits may leave the bounds, the proposals not
@@ -230,14 +231,16 @@ class Steered(Generic[Features]):
                 self._units.require_in_range(act)
             if self.clips:
                 act = self._units.clip(act)  # as it is executed
-        laps.mark("propose")
+        if laps is not None:
+            laps.mark("propose")
         with torch.inference_mode():
             q = self.score.score(features, self._units.convert(act, features.device))
         q = q.to(act.device)
         if picks > 1:  # (E, B, n K) -> (E, B n, K): from here on every pick is a row of its own
             q = q.reshape(len(q), -1, act.shape[1] // picks)
             act = act.reshape(-1, q.shape[-1], *act.shape[2:])
-        laps.mark("score")
+        if laps is not None:
+            laps.mark("score")
         values = q.amin(0) if self.ensemble == "min" else q.mean(0)
         if values.shape[-1] == 1:
             chosen = values.new_zeros(len(values), dtype=torch.long)
@@ -251,7 +254,8 @@ class Steered(Generic[Features]):
             fell_back = (disagreement(q, chosen) > self.gate) & (chosen != 0)
             chosen = chosen.masked_fill(fell_back, 0)
         action = _pick(act, chosen)
-        laps.mark("select")
+        if laps is not None:
+            laps.mark("select")
         self._computes = features.device
         return Decision(
             action=action,
@@ -265,7 +269,7 @@ class Steered(Generic[Features]):
             features=features,
             unit=self._units.per_std(act.device),
             num_scored=values.shape[-1],
-            timing=laps.seconds(),
+            timing={} if laps is None else laps.seconds(),
         )
 
     def metrics(self) -> dict[str, float]:

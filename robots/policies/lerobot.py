@@ -96,6 +96,7 @@ class LeRobotPolicy:
         action_chunk: int | None = None,
         language: str | None = None,
         options: dict[str, str] | None = None,
+        device: str | None = None,
     ) -> LeRobotPolicy:
         """The policy in a folder that LeRobot wrote (config.json, model.safetensors, ...).
 
@@ -106,7 +107,7 @@ class LeRobotPolicy:
         model = keys.pop("model", None)
         try:
             if model is None:
-                policy, preprocess, postprocess = _load_with_lerobot(str(folder))
+                policy, preprocess, postprocess = _load_with_lerobot(str(folder), device)
             else:
                 policy = import_object(model, what="a LeRobot policy").from_pretrained(str(folder))
                 preprocess = getattr(policy, "preprocess", None)
@@ -224,7 +225,7 @@ class LeRobotPolicy:
         return {key: tile(value, rows, n) for key, value in batch.items() if key != "action"}
 
 
-def _load_with_lerobot(folder: str) -> tuple[Any, Any, Any]:
+def _load_with_lerobot(folder: str, device: str | None = None) -> tuple[Any, Any, Any]:
     """(policy, preprocess, postprocess), the processors None before LeRobot 0.4."""
     try:
         from lerobot.configs.policies import PreTrainedConfig
@@ -232,12 +233,12 @@ def _load_with_lerobot(folder: str) -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise InputError(f"{INSTALL} ({one_line(error)})") from error
     config = PreTrainedConfig.from_pretrained(folder)
-    config.device = "cuda" if torch.cuda.is_available() else "cpu"
+    config.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = factory.get_policy_class(config.type).from_pretrained(folder, config=config)
     if not hasattr(factory, "make_pre_post_processors"):
         return policy, None, None
-    device = {"device_processor": {"device": str(config.device)}}
+    overrides = {"device_processor": {"device": str(config.device)}}
     preprocess, postprocess = factory.make_pre_post_processors(
-        config, pretrained_path=folder, preprocessor_overrides=device
+        config, pretrained_path=folder, preprocessor_overrides=overrides
     )
     return policy, preprocess, postprocess

@@ -37,6 +37,7 @@ def load_black_box(
     env_spec: ActionSpec | None = None,
     action_chunk: int | None = None,
     language: str | None = None,
+    device: str | None = None,
 ) -> Policy:
     """Someone else's policy by name, such as "robomimic:FILE", "octo:DIR" or "module:function".
 
@@ -46,6 +47,8 @@ def load_black_box(
         env_spec: the environment's actions: bounds, names, gripper.
         action_chunk: actions proposed and executed together; the policy's own when None.
         language: the instruction, for policies that take one.
+        device: where robomimic's and LeRobot's networks compute; default the CPU, and a GPU where
+            there is one for LeRobot's. JAX and other servers have their own.
 
     Raises:
         InputError: unknown form, missing file or library, or a policy that does not fit.
@@ -64,7 +67,11 @@ def load_black_box(
         from robots.policies.robomimic import RobomimicPolicy
 
         policy = RobomimicPolicy.load(
-            path, trust=trust, env_spec=env_spec, action_chunk=action_chunk
+            path,
+            trust=trust,
+            env_spec=env_spec,
+            action_chunk=action_chunk,
+            device=device or "cpu",
         )
         _require_finite(policy.algo.nets, text)
         return policy
@@ -81,6 +88,7 @@ def load_black_box(
                 action_chunk=action_chunk,
                 language=language,
                 options=options,
+                device=device,
             )
             _require_finite(loaded.policy, text)
             return loaded

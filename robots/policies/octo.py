@@ -13,12 +13,16 @@ Options after `?`: `model=package.module:Class` (another class with this interfa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+# JAX would take three quarters of a GPU's memory at once, which other networks compute on, too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import torch
 from torch import Generator, Tensor
 

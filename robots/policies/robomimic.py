@@ -187,8 +187,9 @@ class RobomimicPolicy:
         trust: bool,
         env_spec: ActionSpec | None = None,
         action_chunk: int | None = None,
+        device: str = "cpu",
     ) -> RobomimicPolicy:
-        """Load a robomimic checkpoint, such as model.pth, onto the CPU.
+        """Load a robomimic checkpoint, such as model.pth. What it proposes lies on the CPU.
 
         Beside it may lie model.json with "action_chunk" and "action_spec", which stand in for
         arguments that are None.
@@ -212,7 +213,7 @@ class RobomimicPolicy:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of every observation
                 rollout_policy, _ = robomimic.utils.file_utils.policy_from_checkpoint(
-                    device=torch.device("cpu"), ckpt_dict=saved
+                    device=torch.device(device), ckpt_dict=saved
                 )
         except InputError:
             raise

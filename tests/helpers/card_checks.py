@@ -5,6 +5,7 @@ Run as a script, it writes {"check": "" or what went wrong} to the file that it 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -12,17 +13,24 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 import toy_bandit as toy
 from pretend_card import Card, Watched, pretend_card
 from torch import Tensor
+from toy_reach import NAME, write_demonstrations
+from training_runs import MODELLED, TINY, words
 
 from genpol.agents.make import make_agent
+from genpol.cli import main as main_of_genpol
+from genpol.commands.serve.command import policy
+from genpol.commands.serve.options import Serve
 from offline.data.batch import Batch
 from offline.learning.agent import Agent
 
@@ -102,7 +110,10 @@ def close(ours: Any, theirs: Any, what: str, tolerance: float = 1e-4) -> None:
         one, two = ours.detach().cpu(), theirs.detach().cpu()
         assert torch.allclose(one.double(), two.double(), tolerance, tolerance), what
     elif isinstance(ours, float):
-        assert abs(ours - theirs) <= tolerance * (1 + abs(ours)), f"{what}: {ours} and {theirs}"
+        same = (
+            abs(ours - theirs) <= tolerance * (1 + abs(ours)) or ours != ours and theirs != theirs
+        )
+        assert same, f"{what}: {ours} and {theirs}"
 
 
 @contextmanager
@@ -158,15 +169,108 @@ def on_the_cpu(tree: Any) -> Any:
     return tree.detach().cpu().clone() if isinstance(tree, Tensor) else tree
 
 
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run, without what the clock says."""
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    timed = ("time/", "clone/step_ms")
+    return [{k: float(v) for k, v in row.items() if v and not k.startswith(timed)} for row in rows]
+
+
+@cache
+def demonstrations() -> Path:
+    return write_demonstrations(Path(tempfile.mkdtemp()) / "demos.hdf5")
+
+
+def run(command: str, **options: Any) -> Path:
+    """A command's run folder."""
+    output = Path(tempfile.mkdtemp()) / command
+    options = options | {"output": output, "wandb": "disabled"}
+    assert main_of_genpol([command, *words(**options)]) == 0
+    return output
+
+
+def check_run(command: str, **options: Any) -> None:
+    """A run on the card has the CPU's numbers, and what it began goes on on the CPU."""
+    options = {"data": demonstrations(), "log_every": 4, "checkpoint_every": 4} | options
+    half = {"steps": options["steps"] // 2}
+    there = {"device": "card:0"}
+    expected = run(command, **(options | {"device": "cpu"}))
+    with pretend_card():
+        whole = run(command, **(options | there))
+        begun = None if command == "clone" else run(command, **(options | half | there))
+    close(numbers(expected), numbers(whole), command, 5e-3)
+    if begun is not None:
+        resumed = ["--resume", str(begun), "--steps", str(options["steps"]), "--device", "cpu"]
+        assert main_of_genpol([command, *resumed]) == 0
+        close(numbers(expected)[-1], numbers(begun)[-1], f"{command}, resumed", 5e-3)
+
+
+SMALL = {"batch_size": 8, "action_chunk": 2}
+CLONE = SMALL | {"features": 16, "width": 8, "denoising_steps": 2, "steps": 8}
+VALUE = SMALL | {"hidden": (8, 8), "steps": 8}
+_LITTLE = {"steps": 16, "eval_every": 16, "checkpoint_every": 16, "agent": "expo", "seed": 1}
+_WORLD = MODELLED | {"world_model": "vagram", "start_steps": 4}
+
+CHECKS["clone a diffusion policy"] = lambda: check_run("clone", policy="diffusion", **CLONE)
+CHECKS["value by calql"] = lambda: check_run("value", critic="calql", **VALUE)
+CHECKS["value by iql"] = lambda: check_run("value", critic="iql", **VALUE)
+CHECKS["train with a world model"] = lambda: check_run(
+    "train", **(TINY | _WORLD | _LITTLE | {"cache_age": 2, "critic_pretrain": "calql",
+    "critic_pretrain_steps": 3})
+)  # fmt: skip
+
+
+@check("steer and serve")
+def check_deployed() -> None:
+    """Every arm and rule of steering, and a server's answers."""
+    both = {"data": demonstrations(), "log_every": 8, "device": "cpu"}
+    clone, value = run("clone", policy="flow", **CLONE, **both), run("value", **VALUE, **both)
+    expo = run("train", **(TINY | _LITTLE | {"data": demonstrations()}))
+    few = {"env": NAME, "value": value, "episodes": 2, "videos": 0, "num_candidates": 3}
+    ways: list[dict[str, Any]] = [
+        {"policy": clone, "gate": 0.01, "filtered": clone},
+        {"policy": clone, "deadline_ms": 1000},
+        {"policy": expo, "margin": 0.1},
+        {"policy": clone, "value": (value, value), "tune": demonstrations()},
+    ]
+    for way in ways:
+        here = run("steer", device="cpu", **(few | way))
+        with pretend_card():
+            there = run("steer", device="card:0", **(few | way))
+        if "deadline_ms" not in way:
+            assert (here / "episodes.csv").read_text() == (there / "episodes.csv").read_text()
+    request = {"state": np.zeros(3, np.float32)}
+    for options in ({"value": (str(value),), "num_candidates": 3}, {}):
+        answers = []
+        for device in ("cpu", "card:0"):
+            with pretend_card():
+                made, _, _ = policy(Serve(policy=str(clone), device=device, **options))
+                session = made()
+                for more in ({}, {"num_samples": 2}, {"seed": 3}):
+                    steps = session.infer(dict(request | more), 0.0)
+                    try:
+                        while True:
+                            next(steps)
+                    except StopIteration as done:
+                        answers.append(torch.as_tensor(done.value["actions"]))
+        close(answers[:3], answers[3:], "served", 1e-3)
+
+
 for _name, _options in AGENTS.items():
     CHECKS[f"agent {_name}"] = lambda options=_options: check_agent(options)
 
 
+# Of the checks, those that take little time and yet every way that there is.
+QUICK = [
+    f"agent {name}" for name in ("expo-published", "expo-noise-filter", "bestofn", "dsrl", "rlpd")
+]
+
+
 def main(file: str, names: list[str]) -> None:
     found = {}
-    for name, run in CHECKS.items():
-        if names and name not in names:
-            continue
+    for name in QUICK if names == ["quick"] else names or CHECKS:
+        run = CHECKS[name]
         try:
             run()
             found[name] = ""

@@ -53,6 +53,12 @@ class Card(Tensor):
         card.held = held
         return card
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()  # whoever asks wants to know what shares memory
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod

@@ -31,6 +31,7 @@ BASE = {
     "bench finetune": ["--model", "nowhere/model"],
     "bench beside": [],
     "bench expo": [],
+    "bench decision": [],
     "bench world-model": [],
     "completion": ["bash"],
 }

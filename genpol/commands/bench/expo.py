@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +36,7 @@ BEARABLE = 8.0  # times float32's seconds up to which choices in bfloat16 are co
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": ("preset", "env_steps", "learn_steps", "threads", "device", "output"),
     "learning": CHOICES,
-    "run": ("seed", *WANDB),
+    "run": ("compile", "seed", *WANDB),
 }  # fmt: skip
 # What help shows for settings that --preset decides.
 DEFAULT_TEXTS = dict.fromkeys(CHOICES, "what --preset says")
@@ -71,7 +72,10 @@ class BenchExpo(WandbOptions):
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one."""
     device: str | None = None
-    """Device of the networks: cpu, cuda or cuda:1. Default: cuda where there is one, else cpu."""
+    """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
+    there is one, else cpu."""
+    compile: bool = False
+    """Compile chains, trunks and critic heads, as `genpol train --compile` does."""
     seed: Seed = 0
     """Seed of everything random."""
     output: Path = Path("runs/bench")
@@ -96,6 +100,7 @@ def run(config: BenchExpo) -> None:
 
     import torch
 
+    from genpol.agents.compiled import compile_networks
     from genpol.benchmarks import expo as bench
     from genpol.runs.allocator import keep_freed_memory
     from genpol.runs.device import pick_device
@@ -116,7 +121,9 @@ def run(config: BenchExpo) -> None:
         agent = bench.make_bench_agent(train, device)
         task = bench.ToyTask(bench.OFFLINE_ROWS + bench.REPLAY_SLOTS, device, config.seed)
         torch.manual_seed(config.seed)  # draws the batches
-        generator = torch.Generator(device).manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
+        if config.compile:
+            compile_networks(agent.networks(), device)
         agent.update_critic(task.sample(train.batch_size), generator)
         final = {
             "bench/first_update_s": bench.seconds_since_start(),
@@ -131,6 +138,10 @@ def run(config: BenchExpo) -> None:
                 bench.env_step(agent, task, train, generator)
             folder.log(step + 1, results([parts], train.utd))
             measured.append(parts)
+        if device != "cpu":
+            final["bench/env_step_unclocked_wall_s"] = seconds_a_step(
+                lambda: bench.env_step(agent, task, train, generator), config.env_steps, device
+            )
         final |= results(measured, train.utd) | speed.metrics()
         final["bench/critic_update_gflop"] = flop / 1e9
         if device == "cpu" and train.candidate_dtype == train.critic_dtype == "float32":
@@ -142,6 +153,20 @@ def run(config: BenchExpo) -> None:
         folder.summary(final)
     print(as_table(final))
     print(speed)
+
+
+def seconds_a_step(step: Callable[[], None], count: int, device: str) -> float:
+    """Wall-clock seconds of a step, the mean of some in a row."""
+    import time
+
+    from genpol.runs.measure import synchronise
+
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    synchronise(device)
+    return (time.perf_counter() - began) / count
 
 
 def results(measured: list[Parts], utd: float) -> dict[str, float]:
@@ -173,6 +198,8 @@ def as_table(metrics: dict[str, float]) -> str:
     if (share := metrics.get("bench/speed_share")) is not None:
         gflop = metrics["bench/critic_update_gflop"]
         lines.append(f"a critic update is {gflop:.3g} GFLOP: {share:.0%} of this machine's float32")
+    if (seconds := metrics.get("bench/env_step_unclocked_wall_s")) is not None:
+        lines.append(f"{'environment step, parts not timed':32}{'':8}{seconds:>8.3f}")
     lines.append("of an environment step, CPU:")
     for name, value in metrics.items():
         if name.startswith("bench/part_"):

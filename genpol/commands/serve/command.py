@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genpol.commands.serve.options import CANDIDATES, PROXY_CANDIDATES, Serve, check, upstream_of
@@ -30,11 +31,13 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         InputError: for what a user can mend.
     """
     from genpol.commands.serve.keys import server_key
+    from genpol.runs.device import pick_device
     from robots.serving.serve import PolicyServer, check_access
 
     check(config)
     api_key = server_key(config)
     check_access(config.host, api_key, config.insecure)  # before anything is loaded
+    config = replace(config, device=pick_device(config.device))
     make_session, metadata, threads = proxy(config) if upstream_of(config) else policy(config)
     return PolicyServer(
         make_session,
@@ -132,7 +135,7 @@ def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
     from offline.critics.value import ValueFunction
     from robots.serving.observations import merged
 
-    values = [ValueFunction.load(folder) for folder in config.value]
+    values = [ValueFunction.load(folder, device=config.device or "cpu") for folder in config.value]
     for value in values:
         if config.env is not None:
             value.require_env(config.env)
@@ -155,10 +158,11 @@ def load_base(config: Serve, value: Any) -> Policy:
             env_spec=action_spec(config, value) if value is not None or config.env else None,
             action_chunk=None if value is None else value.spec.chunk,
             language=config.prompt,
+            device=config.device,
         )
     from genpol.agents.deploy import load_trained
 
-    return load_trained(config.policy)
+    return load_trained(config.policy, device=config.device or "cpu")
 
 
 def action_spec(config: Serve, value: Any) -> ActionSpec:

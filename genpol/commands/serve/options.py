@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rate_limit", "max_samples", "samples_per_turn", "max_message_mb", "max_connections",
     ),
     "other server": ("upstream_api_key_file", "parallel", "timeout"),
-    "run": ("threads", "seed"),
+    "run": ("device", "threads", "seed"),
 }  # fmt: skip
 # What help shows for settings that are decided later.
 DEFAULT_TEXTS = {"num_candidates": f"{CANDIDATES}; {PROXY_CANDIDATES} with --upstream"}
@@ -101,6 +101,9 @@ class Serve:
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     seed: Seed = 0
     """Seed of the noise."""
+    device: str | None = None
+    """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
+    there is one, else cpu."""
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""

@@ -58,7 +58,9 @@ def steer(config: Steer) -> SteerResult:
         Interrupted: a signal stopped it; the episodes that had ended are in episodes.csv.
     """
     from genpol.commands.steer.inputs import WithLanguage, embed, load_policy, load_values, tuned
+    from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
+    from genpol.runs.processor import on_the_cpu
     from genpol.runs.run import Run
     from genpol.steering.report import write_report
     from genpol.steering.session import (
@@ -74,6 +76,8 @@ def steer(config: Steer) -> SteerResult:
     from robots.serving.per_client import find_weights
 
     check(config)
+    asked = config.device
+    config = replace(config, device=pick_device(asked))
     values, env_name = load_values(config)
     probe = make_env(env_name, max_steps=config.max_steps)
     require_success(probe)
@@ -98,9 +102,9 @@ def steer(config: Steer) -> SteerResult:
 
     parts = [policy, filtered, *getattr(values, "critics", [values])]
     weights = [weight for part in parts for weight in find_weights(part)]
-    config = replace(
-        config, threads=choose(config.threads, typical_of(weights, config.num_candidates))
-    )
+    if config.threads is not None or on_the_cpu(config.device):  # else PyTorch's own number stays
+        few = choose(config.threads, typical_of(weights, config.num_candidates))
+        config = replace(config, threads=few)
     with in_threads(config.threads):
         chosen = tuned(config, policy, values) if config.tune else {}
     select = make_select(chosen.get("temperature", config.temperature), config.margin)
@@ -114,6 +118,7 @@ def steer(config: Steer) -> SteerResult:
         filtered=filtered,
     )
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    document["device"] = asked
     path = config.output / "episodes.csv"
     document |= {"env": env_name} | chosen
     with (

@@ -20,7 +20,7 @@ def load_values(config: Steer) -> tuple[Critic, str]:
     from offline.errors import InputError
     from robots.envs.make import check_env_name
 
-    values = [ValueFunction.load(folder) for folder in config.value]
+    values = [ValueFunction.load(folder, device=config.device or "cpu") for folder in config.value]
     env_name = config.env or values[0].env
     if env_name is None:
         raise InputError("--env is needed: the value's dataset did not name its environment")
@@ -40,13 +40,14 @@ def load_policy(text: str, config: Steer, env: Any, language: str | None, chunk:
     from robots.policies.load import is_black_box, load_black_box
 
     if not is_black_box(text):
-        return load_trained(text)
+        return load_trained(text, device=config.device or "cpu")
     return load_black_box(
         text,
         trust=config.trust,
         env_spec=env.action_spec,
         action_chunk=chunk,
         language=language,
+        device=config.device,
     )
 
 

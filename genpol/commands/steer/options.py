@@ -22,7 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("margin", "gate", "value_weights", "deadline_ms", "any_task"),
     "comparison": ("arms", "filtered", "parallel"),
     "environment and instruction": ("max_steps", "instruction", "language_model"),
-    "run": ("threads", "trust", *WANDB),
+    "run": ("device", "threads", "trust", *WANDB),
 }  # fmt: skip
 
 
@@ -78,6 +78,9 @@ class Steer(WandbOptions):
     """Episodes filmed, base and steered side by side."""
     seed: Seed = 0
     """Seed of initial states and noise."""
+    device: str | None = None
+    """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
+    there is one, else cpu."""
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""

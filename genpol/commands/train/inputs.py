@@ -344,6 +344,7 @@ def load_base(config: Train, inputs: Inputs, probe: Any, given: Policy | None = 
     from genpol.agents.compatibility import require_same_actions
     from genpol.agents.frozen_base import FrozenBase
     from genpol.policies.policy import ChunkPolicy, load_policy
+    from genpol.runs.device import pick_device
     from offline.errors import InputError, SpecError
     from robots.policies.load import is_black_box, load_black_box
 
@@ -369,6 +370,7 @@ def load_base(config: Train, inputs: Inputs, probe: Any, given: Policy | None = 
             env_spec=probe.action_spec,
             action_chunk=config.action_chunk,
             language=probe.language,
+            device=pick_device(config.device),
         )
 
     if config.num_envs > 1:

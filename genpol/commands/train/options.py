@@ -16,7 +16,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
 # What a run may go on with differently; everything else would make it another run.
 CHANGEABLE = (
     "steps", "eval_every", "log_every", "checkpoint_every", "videos", "wandb", "device", "threads",
-    "env_workers", "trust",
+    "env_workers", "compile", "trust",
     "lr", "base_lr", "model_lr", "utd",  # which keep a run that diverged from doing so again
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -57,7 +57,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "update_after", "replay_capacity", "memory_gb",
     ),
     "evaluation": ("eval_every", "eval_episodes", "videos"),
-    "run": ("log_every", "checkpoint_every", "threads", "trust", *WANDB),
+    "run": ("log_every", "checkpoint_every", "compile", "threads", "trust", *WANDB),
 }  # fmt: skip
 
 
@@ -97,6 +97,9 @@ class Train(TrainConfig, WandbOptions):
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1, mps or auto. Default: auto, which is cuda where
     there is one, else cpu."""
+    compile: bool = False
+    """Compile chains, trunks and critic heads with torch.compile. The first updates take a minute
+    or so, later ones less time on a GPU. Numbers differ in their last bits."""
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""

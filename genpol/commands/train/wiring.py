@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     """Agent, replay, batches and environments, joined."""
+    from genpol.agents.compiled import compile_networks
     from genpol.agents.imagining import make_imagination
     from genpol.agents.make import make_agent
     from genpol.runs.device import pick_device
@@ -48,6 +49,8 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         replay_slots=replay.slots,
         device=device,
     )
+    if config.compile:
+        compile_networks(agent.networks(), device)
     imagination = None
     if model is not None:
         imagination = make_imagination(config, agent, model, replay, data, device)

@@ -137,8 +137,8 @@ def test_one_row_is_computed_like_many(learnt):
             one, features = None, policy.encode(obs)
             if isinstance(policy.head, DiffusionHead):
                 chain = policy.head.chains["ddpm"]
-                one = policy.head._denoise(features, noise, chain)
-                two = policy.head._denoise(features.repeat(2, 1), noise.repeat(1, 2, 1, 1), chain)
+                one = policy.head(features, noise, chain)
+                two = policy.head(features.repeat(2, 1), noise.repeat(1, 2, 1, 1), chain)
             else:
                 one = policy.head.decode(features, noise[0])
                 two = policy.head.decode(features.repeat(2, 1), noise[0].repeat(2, 1, 1))
