@@ -29,6 +29,21 @@ class RewardError(InputError):
     """A reward that raised, or returned NaN or the wrong shape; names the offending prompt."""
 
 
+class LostProcess(InputError):
+    """Another process of the run has ended, and with it the run; says which, and why if known.
+
+    Args:
+        line: what to say.
+        speaks: whether this process is the one that says it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, line: str, speaks: bool = True) -> None:
+        super().__init__(line)
+        self.speaks = speaks
+
+
 def shown(value: object, most: int = 80) -> str:
     """A received value as a message repeats it: on one line, cut after `most` characters."""
     if isinstance(value, BaseException | PurePath):
