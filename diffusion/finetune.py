@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
@@ -22,41 +22,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, DenoisingChain, Predictor, sample_chain
+from diffusion.chain import Condition, Predictor
 from diffusion.config import FinetuneConfig
+from diffusion.drawing import Dealt, Drawing, Drawn, Stopped, Tick, scored_as_drawn
 from diffusion.errors import Diverged
+from diffusion.evaluating import Held, diversity, draw_held_out
 from diffusion.forward import draw_times, forward_process
-from diffusion.guards.diversity import within_group
 from diffusion.guards.filtering import best_and_worst
-from diffusion.guards.forward_kl import epoch_kl, policy_kl
+from diffusion.guards.forward_kl import epoch_kl
 from diffusion.guards.kl_target import kl_target, weight_of, with_weight
-from diffusion.loading import DTYPES
+from diffusion.judging import Judges
 from diffusion.measures import Evaluation, peak_memory_mb, reward_statistics
 from diffusion.objective import ForwardObjective, Objective, Rollouts, step_weights
 from diffusion.objectives.make import make_objective
 from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.prompts.sources import PromptSource
+from diffusion.ranks import Ranks
 from diffusion.rewards.callables import RewardFn
-from diffusion.rewards.reward import as_reward, judge
-from diffusion.scores import ChainScores, ForwardScores, probe, ratio_error, take
-from diffusion.streams import (
-    DRAWS,
-    EVALUATION,
-    KL_EVALUATION,
-    ROLLOUT,
-    SEVERAL,
-    WINDOW,
-    generators,
-)
+from diffusion.rewards.reward import Judgement, as_reward
+from diffusion.scores import ChainScores, ForwardScores, probe, ratio_error
+from diffusion.streams import DRAWS, ROLLOUT, generators
 from diffusion.trained_weights import SwapWeights, TrainedWeights
 from diffusion.two_pass import Backward, two_pass_backward
 
-ALIKE, PROMPTS_ALIKE = 4, 8  # images of a prompt, and most prompts, that diversity is measured of
-
-
-class Stopped(Exception):
-    """The caller asked to stop while images were being drawn; weights are as after `epoch`."""
+__all__ = ["Finetuner", "Stopped"]
 
 
 class Finetuner:
@@ -64,6 +54,10 @@ class Finetuner:
 
     `gold` are rewards that are only ever evaluated, never trained on. `config` is resolved: no
     None where a number is needed. `objective` replaces the one that `config.algorithm` names.
+
+    In a run of several processes each makes a tuner of the same arguments but for `ranks`, and
+    calls the same methods of it; all get the same numbers. `reward_ranks` are the processes that
+    ask rewards, all by default; others never call theirs.
     """
 
     def __init__(
@@ -74,10 +68,17 @@ class Finetuner:
         config: FinetuneConfig,
         gold: Mapping[str, RewardFn] | None = None,
         objective: Objective | None = None,
+        *,
+        ranks: Ranks | None = None,
+        reward_ranks: Sequence[int] | None = None,
     ) -> None:
         self.policy, self.prompts, self.config = policy, prompts, config
-        self.reward: RewardFn = as_reward(reward, "reward", device=policy.device)
+        self.ranks = ranks or Ranks()
+        self.judges = Judges(self.ranks, tuple(reward_ranks or range(self.ranks.count)))
+        asked = as_reward(reward, "reward", device=policy.device)
+        self.reward: RewardFn = asked
         self.gold = {k: as_reward(v, k, device=policy.device) for k, v in (gold or {}).items()}
+        self._whole = self.judges.whole({"reward": asked, **self.gold})
         self.objective: Objective = objective or make_objective(config)
         self.kl_target = kl_target(config, self.objective)
         self.forward = hasattr(self.objective, "terms")
@@ -108,21 +109,14 @@ class Finetuner:
 
     # -- drawing ----------------------------------------------------------------------------------
 
+    @property
+    def drawing(self) -> Drawing:
+        """How it draws."""
+        return Drawing(self.policy, self.config, self.ranks)
+
     def process_of(self, epoch: int) -> ReverseProcess:
-        """How the images of an epoch are drawn: with a window, which steps draw noise is drawn."""
-        cfg, window = self.config, None
-        if cfg.sde_window is not None and self.policy.family.flow:
-            # Not the last step: on nearly clean images the log-prob reacts too strongly.
-            last = max(cfg.num_inference_steps - 1 - cfg.sde_window, 0)
-            first = int(np.random.default_rng([cfg.seed, WINDOW, epoch]).integers(last + 1))
-            window = (first, first + cfg.sde_window)
-        return self.policy.process(
-            cfg.num_inference_steps,
-            eta=cfg.eta,
-            sampler=cfg.sampler,
-            noise_level=cfg.noise_level,
-            window=window,
-        )
+        """How the images of an epoch are drawn."""
+        return self.drawing.process_of(epoch)
 
     def draw(
         self,
@@ -134,96 +128,73 @@ class Finetuner:
         reference: bool,
         process: ReverseProcess | None = None,
         predict: Predictor | None = None,
-        tick: Callable[[], bool] | None = None,
-    ) -> tuple[DenoisingChain, Condition]:
-        """Chains of every prompt `copies` times (prompt-major), and the prompts' conditioning.
+        tick: Tick | None = None,
+    ) -> Drawn:
+        """Chains of every prompt `copies` times (prompt-major), with the prompts' conditioning.
 
         `process` replaces the epoch's, and `predict` the current weights. `tick` is called between
         batches; when it returns True, Stopped is raised.
         """
-        cfg, total, process = self.config, len(prompts) * copies, process or self.process
-        cond = self.policy.encode(prompts)
+        policy = self.policy
         # Before the first update a frozen copy is the trained network, which need not say so to
         # the last bit in half precision: kernels may round differently for the two.
-        same = reference and self.trained.updates == 0 and cfg.train == "full"
-        reference = reference and not same
-        parts = []
-        for first in range(0, total, cfg.rollout_batch):
-            rows = torch.arange(first, min(first + cfg.rollout_batch, total))
-            parts.append(
-                sample_chain(
-                    predict or self.policy.predict,
-                    process,
-                    take(cond, rows // copies),
-                    self.policy.latent_shape,
-                    generators(cfg.seed, purpose, epoch, range(first, first + len(rows))),
-                    reference=self.policy.predict_reference if reference else None,
-                    storage_dtype=DTYPES[cfg.storage_dtype],
-                    device=self.policy.device,
-                )
-            )
-            if tick is not None and tick():
-                raise Stopped
-        chain = DenoisingChain.concatenate(parts)
-        if same:
-            kl = torch.zeros_like(chain.log_prob)
-            chain = replace(chain, log_prob_ref=chain.log_prob.clone(), kl=kl)
-        return chain, cond
+        same = reference and self.trained.updates == 0 and self.config.train == "full"
+        drawn = self.drawing.draw(
+            prompts,
+            copies,
+            purpose,
+            epoch,
+            process or self.process,
+            predict=predict or policy.predict,
+            reference=policy.predict_reference if reference and not same else None,
+            tick=tick,
+        )
+        return replace(drawn, chain=scored_as_drawn(drawn.chain)) if same else drawn
 
     def evaluate(self, count: int, weights: Mapping[str, Tensor] | None = None) -> Evaluation:
         """One image of each of `count` held-out prompts, fixed seeds, scored by every reward.
 
         `weights` stand in for the trained ones by name.
         """
-        images, prompts, measures = self.drawn(count, weights)
-        return Evaluation(images, prompts, self.judged(images, prompts), measures)
+        held, measures = self.drawn(count, weights)
+        return Evaluation(held.pictures(), held.prompts, self.judged(held), measures)
 
-    def judged(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    def judged(self, held: Held) -> dict[str, Tensor]:
         """What every reward says of images of held-out prompts, each (n,)."""
-        alone = torch.arange(len(prompts))
-        found = judge(self.reward, images, prompts, alone)
+        found = self.ask("reward", held)
         rewards = {"reward": found.raw} | found.columns()
-        return rewards | {k: judge(f, images, prompts, alone).raw for k, f in self.gold.items()}
+        return rewards | {name: self.ask(name, held).raw for name in self.gold}
+
+    def ask(self, name: str, held: Held, group: Tensor | None = None) -> Judgement:
+        """What one reward says of held-out images; without groups (n,), each stands by itself."""
+        reward = self.reward if name == "reward" else self.gold[name]
+        group = torch.arange(len(held.prompts)) if group is None else group
+        whole = self._whole[name]
+        return self.judges(reward, held.images, held.share, held.prompts, group, whole=whole)
 
     def drawn(
         self, count: int, weights: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, list[str], dict[str, float]]:
+    ) -> tuple[Held, dict[str, float]]:
         """One image of each of `count` held-out prompts, the same seeds every time; and measures
-        of the policy by them.
+        of the policy by them."""
+        prompts = self.prompts.held_out(count, self.config.seed)
+        with self.in_place(weights):
+            return draw_held_out(self.drawing, prompts)
 
-        Flow models are evaluated as they are used: by the ODE.
-        """
-        prompts, cfg = self.prompts.held_out(count, self.config.seed), self.config
+    def in_place(self, weights: Mapping[str, Tensor] | None) -> SwapWeights:
+        """Within this context `weights` are in place, or else the average, where there is one."""
         average = self.trained.averaged()
-        swapped = SwapWeights(self.trained.parameters, dict(weights)) if weights else average
-        with swapped, self.policy.full_size():
-            process = self.policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
-            chain, cond = self.draw(prompts, 1, EVALUATION, 0, reference=False, process=process)
-            streams = generators(cfg.seed, KL_EVALUATION, 0, range(len(prompts)))
-            sample, batch = chain.sample, cfg.rollout_batch
-            apart = policy_kl(self.policy, sample, cond, streams, batch=batch)
-            measures = {"kl_forward": float(apart.mean())} | self.alike(prompts, process)
-            images = self.policy.decode(chain.sample.float())
-        return images, prompts, measures
-
-    def alike(self, prompts: list[str], process: ReverseProcess) -> dict[str, float]:
-        """Diversity of four images of each of a few prompts: one prompt in 16 of an evaluation."""
-        some = prompts[: min(len(prompts) // 16, PROMPTS_ALIKE)]
-        if not some:
-            return {}
-        chain, _ = self.draw(some, ALIKE, SEVERAL, 0, reference=False, process=process)
-        group = torch.arange(len(some)).repeat_interleave(ALIKE)
-        return {"diversity": within_group(self.policy.decode(chain.sample.float()), group)}
+        return SwapWeights(self.trained.parameters, dict(weights)) if weights else average
 
     # -- one epoch --------------------------------------------------------------------------------
 
-    def run_epoch(self, tick: Callable[[], bool] | None = None) -> dict[str, float]:
+    def run_epoch(self, tick: Tick | None = None) -> dict[str, float]:
         """Advance one epoch and return its metrics (documented in docs/metrics.md)."""
         rate = self.config.lora_dropout  # what it leaves out is left out in the whole epoch
         with self.policy.thinned(rate, self.config.seed, self.epoch) if rate else nullcontext():
             return self._epoch(tick)
 
-    def _epoch(self, tick: Callable[[], bool] | None) -> dict[str, float]:
+    def _epoch(self, tick: Tick | None) -> dict[str, float]:
         cfg, policy, start = self.config, self.policy, time.perf_counter()
         copies = cfg.images_per_prompt
         prompts = self.prompts.train(self.epoch, cfg.prompts_per_epoch, cfg.seed)
@@ -232,26 +203,34 @@ class Finetuner:
             self.weights = step_weights(self.process, cfg.step_weights)
         by_anchor = getattr(self.objective, "drawn_by_anchor", False)
         with self.trained.anchored() if by_anchor else nullcontext():
-            chain, cond = self.draw(
+            drawn = self.draw(
                 prompts, copies, ROLLOUT, self.epoch, reference=not self.forward, tick=tick
             )
-        images = self.policy.decode(chain.sample.float())
+        chain, share = drawn.chain, drawn.share
+        images = policy.decode(chain.sample.float())
         group = torch.arange(len(prompts)).repeat_interleave(copies)
         each = [prompts[g] for g in group.tolist()]
-        judged = judge(self.reward, images, each, group)
+        judged = self.judges(self.reward, images, share, each, group, whole=self._whole["reward"])
         reward = judged.total
-        drawn = time.perf_counter() - start
+        rolled_out = time.perf_counter() - start
         metrics = {
             "kl/forward": epoch_kl(
-                policy, chain.sample, cond, group, cfg.seed, self.epoch, cfg.rollout_batch
+                policy,
+                chain.sample,
+                drawn.cond,
+                drawn.dealt.group,
+                cfg.seed,
+                self.epoch,
+                cfg.rollout_batch,
+                share,
             ),
-            "diversity/within_group": within_group(images, group),
+            "diversity/within_group": diversity(images, share, group),
         }
         if cfg.filter is None:
-            scores, rollouts = self.scored(chain, cond, reward, group)
+            scores, rollouts = self.scored(drawn, reward, group)
             rollouts = self.prepared(rollouts, each)
         else:
-            scores, rollouts = self.filtered(chain, cond, reward, group, each)
+            scores, rollouts = self.filtered(drawn, reward, group, each)
             metrics["filter/kept"] = len(rollouts.reward) / len(group)
         if not self.forward:
             metrics["check/ratio_error"] = ratio_error(scores, rollouts)
@@ -263,15 +242,15 @@ class Finetuner:
         self.epoch += 1
         metrics |= inner | reward_statistics(judged.raw) | judged.means()
         if chain.kl is not None:
-            kl = chain.kl.cpu()[:, self.process.stochastic].double()
+            kl = share.gather(chain.kl.cpu())[:, self.process.stochastic].double()
             metrics["kl/per_dim"] = float(kl.mean())
             metrics["kl/nats"] = float(kl.sum(1).mean() * chain.dimensions)
         metrics |= {
             "train/images": float(self.epoch * len(group)),
             "time/epoch_seconds": seconds,
-            "time/rollout_share": drawn / seconds,
+            "time/rollout_share": rolled_out / seconds,
             "time/images_per_second": len(group) / seconds,
-            "memory/peak_mb": peak_memory_mb(self.policy.device),
+            "memory/peak_mb": self.ranks.most(peak_memory_mb(self.policy.device)),
         }
         return metrics
 
@@ -290,7 +269,9 @@ class Finetuner:
                 # Before the first step the current weights are the ones that drew the images.
                 current=scores.at_rollout(rollouts) if k == 0 else None,
                 backward=self.backward,
+                share=scores.share,
             )
+            self.ranks.sum_gradients(self.trained.parameters.values())
             norms.append(self.trained.step())
         with torch.no_grad():  # weights may be finite and what the network says may not
             said = probe(scores, rollouts, 4)[0]
@@ -306,43 +287,46 @@ class Finetuner:
         return rollouts if prepare is None else prepare(rollouts, prompts)
 
     def filtered(
-        self,
-        chain: DenoisingChain,
-        cond: Condition,
-        reward: Tensor,
-        group: Tensor,
-        prompts: list[str],
+        self, drawn: Drawn, reward: Tensor, group: Tensor, prompts: list[str]
     ) -> tuple[ChainScores | ForwardScores, Rollouts]:
         """`scored` and `prepared`, the second by all images and the first of those that are kept.
 
         Log-probs that `prepare` sees are 0 for objectives on finished images.
         """
         zeros = torch.zeros(len(group), len(self.weights))
-        old, ref = chain.log_prob, chain.log_prob_ref
-        tables = (zeros, zeros) if self.forward or ref is None else (old.cpu(), ref.cpu())
-        whole = Rollouts(*tables, reward, group, self.weights, chain.dimensions)
+        old, ref = drawn.chain.log_prob, drawn.chain.log_prob_ref
+        tables = (zeros, zeros)
+        if not self.forward and ref is not None:
+            tables = (drawn.share.gather(old.cpu()), drawn.share.gather(ref.cpu()))
+        whole = Rollouts(*tables, reward, group, self.weights, drawn.chain.dimensions)
         whole = self.prepared(whole, prompts)
         keep = best_and_worst(reward, group, self.config.filter_keep)
-        scores, rollouts = self.scored(chain.rows(keep), cond, whole.reward[keep], group[keep])
+        scores, rollouts = self.scored(drawn.kept(keep), whole.reward[keep], group[keep])
         if whole.advantage is not None:
             rollouts = replace(rollouts, advantage=whole.advantage[keep])
         return scores, rollouts
 
     def scored(
-        self, chain: DenoisingChain, cond: Condition, reward: Tensor, group: Tensor
+        self, drawn: Drawn, reward: Tensor, group: Tensor
     ) -> tuple[ChainScores | ForwardScores, Rollouts]:
         """How an epoch's images are scored again, and what the objective sees of them."""
-        policy = self.policy
+        policy, chain, share = self.policy, drawn.chain, drawn.share
         if self.forward:
-            return self.scored_images(chain.sample, cond, reward, group)
+            return self.scored_images(chain.sample, drawn.cond, drawn.dealt, reward, group)
         assert chain.log_prob_ref is not None
-        channels = getattr(self.objective, "channels", ("log_prob",))
         scores = ChainScores(
-            policy.predict, policy.predict_reference, self.process, chain, cond, group, channels
+            policy.predict,
+            policy.predict_reference,
+            self.process,
+            chain,
+            drawn.cond,
+            drawn.dealt.group,
+            getattr(self.objective, "channels", ("log_prob",)),
+            share,
         )
         return scores, Rollouts(
-            log_prob_old=chain.log_prob.cpu(),
-            log_prob_ref=chain.log_prob_ref.cpu(),
+            log_prob_old=share.gather(chain.log_prob.cpu()),
+            log_prob_ref=share.gather(chain.log_prob_ref.cpu()),
             reward=reward,
             group=group,
             step_weight=self.weights,
@@ -350,12 +334,12 @@ class Finetuner:
         )
 
     def scored_images(
-        self, sample: Tensor, cond: Condition, reward: Tensor, group: Tensor
+        self, sample: Tensor, cond: Condition, dealt: Dealt, reward: Tensor, group: Tensor
     ) -> tuple[ForwardScores, Rollouts]:
-        """The same for an objective on the forward process, of finished latents (M, ...)."""
+        """The same for an objective on the forward process, of finished latents (H, ...)."""
         policy, cfg, objective = self.policy, self.config, cast(ForwardObjective, self.objective)
-        scores = self.forward_scores(sample, cond, group, objective.draws, DRAWS, self.epoch)
-        old = reference = torch.zeros(len(sample), objective.draws)
+        scores = self.forward_scores(sample, cond, dealt, objective.draws, DRAWS, self.epoch)
+        old = reference = torch.zeros(len(group), objective.draws)
         if not objective.linear:
             table = scores.table(policy.predict, cfg.micro_batch)
             other = scores.table(policy.predict_reference, cfg.micro_batch)
@@ -367,30 +351,34 @@ class Finetuner:
         self,
         sample: Tensor,
         cond: Condition,
-        group: Tensor,
+        dealt: Dealt,
         draws: int,
         purpose: int,
         epoch: int,
         first: int = 0,
     ) -> ForwardScores:
-        """The objective's terms of latents (M, ...), at `draws` times and noises of each group, of
-        which the first is the `first` of the epoch."""
+        """The objective's terms of latents (H, ...), at `draws` times and noises of each prompt,
+        of which the first is number `first` of the epoch."""
         objective = cast(ForwardObjective, self.objective)
-        groups = int(group.max()) + 1
-        which = range(first * draws, (first + groups) * draws)
-        streams = generators(self.config.seed, purpose, epoch, which)
         process = forward_process(self.policy.pipe.scheduler)
-        shared = draw_times(
-            process,
-            self.policy.latent_shape,
-            [streams[i : i + draws] for i in range(0, len(streams), draws)],
-            self.policy.device,
-        )
+        streams = []
+        for prompt in dealt.prompts.tolist():
+            which = range((first + prompt) * draws, (first + prompt + 1) * draws)
+            streams.append(generators(self.config.seed, purpose, epoch, which))
+        shared = draw_times(process, self.policy.latent_shape, streams, self.policy.device)
         anchor = self.predict_anchor if objective.anchor else None
         asks = getattr(objective, "needs_reference", False)
-        reference = self.policy.predict_reference if asks else None
         return ForwardScores(
-            objective, process, self.policy.predict, sample, shared, cond, group, anchor, reference
+            objective,
+            process,
+            self.policy.predict,
+            sample,
+            shared,
+            cond,
+            dealt.group,
+            anchor,
+            self.policy.predict_reference if asks else None,
+            share=dealt.share,
         )
 
     def predict_anchor(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 class Evaluation:
     """Held-out images with their prompts and named rewards, each (n,).
 
+    images: all of them in a run of one process; of several, the first few in the first process, for
+        showing, and none in others.
     measures: what else is known of the policy by these images, such as "kl_forward", by name.
     """
 

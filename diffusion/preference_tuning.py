@@ -13,7 +13,8 @@ where there is a reward to score them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -21,18 +22,19 @@ from torch import Tensor
 
 from diffusion.chain import Condition
 from diffusion.config import FinetuneConfig
+from diffusion.drawing import Dealt, Stopped, Tick, deal
 from diffusion.errors import InputError
-from diffusion.finetune import Finetuner, Stopped
+from diffusion.evaluating import Held
+from diffusion.finetune import Finetuner
 from diffusion.measures import Evaluation, peak_memory_mb
 from diffusion.objective import Rollouts
 from diffusion.objectives.dpo import DPO, accuracy
 from diffusion.pipelines import ImagePolicy
 from diffusion.preferences.pair import Pair, batched
 from diffusion.preferences.source import PairSource
+from diffusion.ranks import Ranks
 from diffusion.rewards.callables import RewardFn
-from diffusion.rewards.reward import judge
 from diffusion.streams import JUDGING
-from diffusion.trained_weights import SwapWeights
 
 JUDGING_DRAWS = 8  # of (t, eps) for each held-out pair
 
@@ -56,8 +58,13 @@ class PreferenceTuner(Finetuner):
         pairs: PairSource,
         config: FinetuneConfig,
         gold: Mapping[str, RewardFn] | None = None,
+        *,
+        ranks: Ranks | None = None,
+        reward_ranks: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(policy, reward or _no_reward, pairs, config, gold)
+        asked = reward or _no_reward
+        several = {"ranks": ranks, "reward_ranks": reward_ranks}
+        super().__init__(policy, asked, pairs, config, gold, **several)  # type: ignore[arg-type]
         if not isinstance(self.objective, DPO):
             raise InputError(
                 f"--algorithm {config.algorithm} learns from images that it draws and a reward, "
@@ -65,40 +72,47 @@ class PreferenceTuner(Finetuner):
             )
         self.rewarded = reward is not None
 
-    def _epoch(self, tick: Callable[[], bool] | None) -> dict[str, float]:
+    def _epoch(self, tick: Tick | None) -> dict[str, float]:
         cfg, start = self.config, time.perf_counter()
         pairs = self.prompts.train_pairs(self.epoch, cfg.prompts_per_epoch, cfg.seed)
         with self.policy.at_guidance(1.0):
-            latents, cond = self.encoded(pairs, tick)
+            dealt = deal(self.ranks, cfg.prompts_per_epoch, 2, whole=True)
+            latents, cond = self.encoded(pairs, dealt, tick)
             read = time.perf_counter() - start
-            group, reward = layout(len(latents) // 2)
-            scores, rollouts = self.scored_images(latents, cond, reward, group)
+            group, reward = layout(cfg.prompts_per_epoch)
+            scores, rollouts = self.scored_images(latents, cond, dealt, reward, group)
             metrics = self.take_steps(scores, rollouts)
         seconds = time.perf_counter() - start
         self.epoch += 1
         return metrics | {
-            "train/images": float(self.epoch * len(latents)),
+            "train/images": float(self.epoch * len(group)),
             "time/epoch_seconds": seconds,
             "time/rollout_share": read / seconds,
-            "time/images_per_second": len(latents) / seconds,
-            "memory/peak_mb": peak_memory_mb(self.policy.device),
+            "time/images_per_second": len(group) / seconds,
+            "memory/peak_mb": self.ranks.most(peak_memory_mb(self.policy.device)),
         }
 
     def encoded(
-        self, pairs: Iterable[Pair], tick: Callable[[], bool] | None = None
+        self, pairs: Iterable[Pair], dealt: Dealt, tick: Tick | None = None
     ) -> tuple[Tensor, Condition]:
         """Latents (2 P, ...), the chosen image of each pair before the rejected one, and the
-        conditioning of its P prompts."""
+        conditioning of its P prompts: of the pairs that this process holds."""
         parts: list[Tensor] = []
-        prompts: list[str] = []
-        size = self.policy.family.image_size
-        for some in batched(pairs, max(1, self.config.rollout_batch // 2)):
+        size, times = self.policy.family.image_size, Counter((dealt.share.held[::2] // 2).tolist())
+        prompts: dict[int, str] = {}
+
+        def mine() -> Iterator[Pair]:
+            for i, pair in enumerate(pairs):
+                if i in times:
+                    prompts[i] = pair.prompt
+                    yield from [pair] * times[i]  # more than once where it pads
+
+        for some in batched(mine(), max(1, self.config.rollout_batch // 2)):
             images = torch.cat([pair.images(size) for pair in some])
             parts.append(self.policy.encode_images(images))
-            prompts += [pair.prompt for pair in some]
             if tick is not None and tick():
                 raise Stopped
-        return torch.cat(parts), self.policy.encode(prompts)
+        return torch.cat(parts), self.policy.encode(list(prompts.values()))
 
     def judge(self, count: int, weights: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """The implicit accuracy and margin on `count` held-out pairs, at the same draws every time.
@@ -106,21 +120,20 @@ class PreferenceTuner(Finetuner):
         A policy that is the reference has margins of 0 alone, so its accuracy is 0.5.
         """
         margins: list[Tensor] = []
-        cfg = self.config
-        average = self.trained.averaged()
-        swapped = SwapWeights(self.trained.parameters, dict(weights)) if weights else average
-        with self.policy.at_guidance(1.0), swapped:
+        cfg, ranks = self.config, self.ranks
+        with self.policy.at_guidance(1.0), self.in_place(weights):
             pairs = self.prompts.held_out_pairs(count, cfg.seed)
-            for some in batched(pairs, max(1, cfg.rollout_batch // 2)):
-                latents, cond = self.encoded(some)
+            for some in batched(pairs, max(1, cfg.rollout_batch // 2) * ranks.count):
+                dealt = deal(ranks, len(some), 2, whole=True)
+                latents, cond = self.encoded(some, dealt)
                 group, reward = layout(len(some))
                 scores = self.forward_scores(
-                    latents, cond, group, JUDGING_DRAWS, JUDGING, 0, first=sum(map(len, margins))
+                    latents, cond, dealt, JUDGING_DRAWS, JUDGING, 0, first=sum(map(len, margins))
                 )
                 table = scores.table(self.policy.predict, cfg.micro_batch)
                 other = scores.table(self.policy.predict_reference, cfg.micro_batch)
-                weights = torch.full((JUDGING_DRAWS,), 1 / JUDGING_DRAWS, dtype=torch.float64)
-                seen = Rollouts(table, other, reward, group, weights, latents[0].numel())
+                even = torch.full((JUDGING_DRAWS,), 1 / JUDGING_DRAWS, dtype=torch.float64)
+                seen = Rollouts(table, other, reward, group, even, latents[0].numel())
                 margins.append(cast(DPO, self.objective).margins(table, seen))
         margin = torch.cat(margins)
         self.require_finite("a margin of held-out pairs", float(margin.abs().max()))
@@ -141,16 +154,14 @@ class PreferenceTuner(Finetuner):
         judged = self.judge(count, weights)
         if not self.rewarded and not self.gold:
             return Evaluation(torch.zeros(0, 3, *self.policy.family.image_size), [], {}, judged)
-        images, prompts, measures = self.drawn(count, weights)
-        rewards = self.judged(images, prompts)
-        return Evaluation(images, prompts, rewards, measures | judged)
+        held, measures = self.drawn(count, weights)
+        return Evaluation(held.pictures(), held.prompts, self.judged(held), measures | judged)
 
-    def judged(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    def judged(self, held: Held) -> dict[str, Tensor]:
         """What every reward says, each (n,); without a reward to train on, the gold ones."""
         if self.rewarded:
-            return super().judged(images, prompts)
-        alone = torch.arange(len(prompts))
-        return {k: judge(f, images, prompts, alone).raw for k, f in self.gold.items()}
+            return super().judged(held)
+        return {name: self.ask(name, held).raw for name in self.gold}
 
 
 def layout(pairs: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ go through NCCL. That a process has ended is `lifeline.py`'s to notice.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,8 +87,9 @@ class Processes(Ranks):
                 )
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl" if gpu else "cpu:gloo"
-        if not dist.is_initialized():
+        if not dist.is_initialized():  # as it is when one script makes two runs
             dist.init_process_group(backend)
+            atexit.register(_destroy)
         PartialState(cpu=not gpu)  # what accelerate's own objects will find
         self._cpu = dist.new_group(backend="gloo", timeout=PATIENCE)
         second = int(index == local)  # beside the first process on its machine
@@ -112,8 +114,6 @@ class Processes(Ranks):
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             self.lifeline.tell(f"{who}: {kind}{shown(error, 1000)}")
         self.lifeline.close()
-        if error is None:
-            self._dist.destroy_process_group()
 
     def _asked(self, work: Callable[[], Result]) -> Result:
         """What a collective returns. Raises LostProcess where another process has ended."""
@@ -177,10 +177,12 @@ class Processes(Ranks):
         for name, (shape, dtype) in self.broadcast(shapes).items():
             own = tensors[name].cpu().contiguous() if self.main else torch.empty(shape, dtype=dtype)
             # As bytes: gloo does not know every type of number.
-            flat = own.reshape(-1).view(torch.uint8)
-            self._asked(lambda flat=flat: self._dist.broadcast(flat, 0, group=self._cpu))
+            self._send(own.reshape(-1).view(torch.uint8))
             found[name] = own
         return found
+
+    def _send(self, values: Tensor) -> None:
+        self._asked(lambda: self._dist.broadcast(values, 0, group=self._cpu))
 
     def by_main(self, work: Callable[[], Result]) -> Result:
         outcome: Any = None
@@ -192,11 +194,11 @@ class Processes(Ranks):
         return value
 
     def together(self, work: Callable[[], Result]) -> Result:
-        value, error = _tried(work)
-        for other in self.all_gather_objects(error):
+        outcome: Any = _tried(work)
+        for other in self.all_gather_objects(outcome[1]):
             if other is not None:
                 raise _again(*other)
-        return value
+        return outcome[0]
 
     def any(self, flag: bool) -> bool:
         return self.most(float(flag)) > 0
@@ -216,6 +218,13 @@ class Processes(Ranks):
                     )
                     error.agreed = True  # type: ignore[attr-defined]
                     raise error
+
+
+def _destroy() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _tried(work: Callable[[], Result]) -> tuple[Result | None, tuple[str, str] | None]:

@@ -35,6 +35,8 @@ class Ranks:
     """R."""
     index = 0
     """Of this process, from 0."""
+    local: int | None = None
+    """Of this process on its machine, in a run of several."""
 
     @property
     def main(self) -> bool:

@@ -6,7 +6,10 @@
 Both have `score(rows, columns)`, which is differentiable; `at_rollout` is the objective's table
 before the first update, which needs no pass. T is denoising steps, or draws.
 
-Shapes: M images, G prompts, S draws.
+Rows that are scored are those that this process holds (`ranks.py`): all M of them where it is the
+only one.
+
+Shapes: M images, of which H are held; G prompts; S draws.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from diffusion.chain import Condition, DenoisingChain, Predictor, score_steps
 from diffusion.forward import Draws, ForwardProcess, denoise
 from diffusion.objective import ForwardObjective, Rollouts
 from diffusion.process import ReverseProcess
+from diffusion.ranks import Share, whole
 
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
 
@@ -32,7 +36,10 @@ def take(cond: Condition, rows: Tensor) -> Condition:
 
 @dataclass(frozen=True)
 class ChainScores:
-    """Log-probs of stored chains; with `kl`, the KL of each step from the reference, too."""
+    """Log-probs of stored chains (H); with `kl`, the KL of each step from the reference, too.
+
+    `group` (H,) is each chain's row in `cond`. `share` says which of all M rows are held here.
+    """
 
     predict: Predictor
     reference: Predictor
@@ -41,6 +48,7 @@ class ChainScores:
     cond: Condition
     group: Tensor
     channels: Sequence[str] = ("log_prob",)
+    share: Share | None = None
 
     def score(self, rows: Tensor, steps: Tensor) -> Tensor:
         """(m,) log-probs on the CPU, or (m, 2) with the closed-form KL per dimension."""
@@ -63,12 +71,16 @@ class ChainScores:
         if "kl" not in self.channels:
             return rollouts.log_prob_old
         assert self.chain.kl is not None
-        return torch.stack([rollouts.log_prob_old, self.chain.kl.cpu()], -1)
+        share = self.share or whole(len(self.group))
+        return torch.stack([rollouts.log_prob_old, share.gather(self.chain.kl.cpu())], -1)
 
 
 @dataclass(frozen=True)
 class ForwardScores:
-    """An objective's terms of finished images at draws of (t, eps) that a prompt's images share."""
+    """An objective's terms of finished images at draws of (t, eps) that a prompt's images share.
+
+    `group` (H,) is each image's row in `cond` and in `draws`.
+    """
 
     objective: ForwardObjective
     process: ForwardProcess
@@ -80,6 +92,7 @@ class ForwardScores:
     anchor: Predictor | None = None
     reference: Predictor | None = None
     rollout_table: Tensor | None = None
+    share: Share | None = None
 
     def score(self, rows: Tensor, columns: Tensor) -> Tensor:
         """(m,) or (m, C) terms on the CPU."""
@@ -90,7 +103,10 @@ class ForwardScores:
         return self.rollout_table
 
     def table(self, predict: Predictor, micro_batch: int) -> Tensor:
-        """(M, S) or (M, S, C) terms of every image and draw under `predict`; no graph."""
+        """(M, S) or (M, S, C) terms of every image and draw under `predict`; no graph.
+
+        Every process has the rows that it holds, and all get the whole table.
+        """
         images, draws = len(self.sample), self.draws.at.shape[1]
         rows = torch.arange(images).repeat_interleave(draws)
         columns = torch.arange(draws).repeat(images)
@@ -100,7 +116,8 @@ class ForwardScores:
                 for i in range(0, len(rows), micro_batch)
             ]
         values = torch.cat(parts)
-        return values.reshape(images, draws, *values.shape[1:])
+        values = values.reshape(images, draws, *values.shape[1:])
+        return (self.share or whole(images)).gather(values)
 
     def _terms(self, predict: Predictor, rows: Tensor, columns: Tensor) -> Tensor:
         denoised = denoise(
@@ -126,9 +143,15 @@ def probe(
     rows, steps = used.nonzero(as_tuple=True)
     # A batch spread over chains and steps, with a graph as in training.
     pick = torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()
-    again = scores.score(rows[pick], steps[pick]).detach()
-    again = again if again.ndim == 1 else again[:, 0]
-    return again, rollouts.log_prob_old[rows[pick], steps[pick]]
+    rows, steps = rows[pick], steps[pick]
+    share = scores.share or whole(len(rollouts.log_prob_old))
+    held = torch.zeros(len(share.held), used.shape[1], dtype=rollouts.log_prob_old.dtype)
+    for some in share.items(rows).passes(count):
+        s = steps[some.items]
+        again = scores.score(some.held, s).detach()
+        if not some.padding:
+            held[some.held, s] = (again if again.ndim == 1 else again[:, 0]).to(held.dtype)
+    return share.gather(held)[rows, steps], rollouts.log_prob_old[rows, steps]
 
 
 def ratio_error(scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:

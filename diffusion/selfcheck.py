@@ -16,6 +16,7 @@ import torch
 
 from diffusion.chain import DenoisingChain, draw, score_steps
 from diffusion.errors import InputError
+from diffusion.evaluating import Held
 from diffusion.finetune import Finetuner
 from diffusion.loading import DTYPES
 from diffusion.objective import tie_fraction
@@ -147,10 +148,11 @@ def _check_margins(tuner: PreferenceTuner, report: CheckReport) -> None:
 
 def _check_ties(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
     count = min(tuner.config.images_per_prompt, 4)
-    chain, _ = tuner.draw([prompt], count, CHECK, 2, reference=False)
-    images = tuner.policy.decode(chain.sample.float())
-    reward = tuner.reward(images, [prompt] * count)
-    ties = tie_fraction(reward, torch.zeros(count, dtype=torch.long))
+    drawn = tuner.draw([prompt], count, CHECK, 2, reference=False)
+    images = tuner.policy.decode(drawn.chain.sample.float())
+    group = torch.zeros(count, dtype=torch.long)
+    said = tuner.ask("reward", Held(images, drawn.share, [prompt] * count), group)
+    ties = tie_fraction(said.raw, group)
     report.metrics["check/tie_fraction"] = ties
     if ties > 0.5:
         report.warnings.append(

@@ -5,6 +5,8 @@ So a resumed run needs no state of generators, and draws the same whatever its b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -19,7 +21,9 @@ SEVERAL = 8  # images of one prompt, for diversity
 JUDGING = 9  # (t, eps) of held-out pairs
 
 
-def generators(seed: int, purpose: int, epoch: int, indices: range) -> list[torch.Generator]:
+def generators(
+    seed: int, purpose: int, epoch: int, indices: Iterable[int]
+) -> list[torch.Generator]:
     """One CPU generator per image."""
     out = []
     for i in indices:

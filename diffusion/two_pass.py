@@ -9,6 +9,9 @@ By the chain rule this accumulates the very gradient that one graph over everyth
 while only one micro-batch's activations ever exist. Entries with c = 0 (clipped, or weight 0) are
 skipped, which is exact too. An objective may need several numbers of each step, or of each draw of
 the forward process: the table is then (M, T, C).
+
+In a run of several processes each has both passes of the rows that it holds. The table is gathered
+in between, so that c is the same everywhere; the sum of the processes' gradients is the gradient.
 """
 
 from __future__ import annotations
@@ -19,25 +22,31 @@ import torch
 from torch import Tensor
 
 from diffusion.objective import Objective, Rollouts
+from diffusion.ranks import Share, whole
 
-ScoreFn = Callable[[Tensor, Tensor], Tensor]  # rows (m,), steps (m,) -> (m,) or (m, C)
+ScoreFn = Callable[[Tensor, Tensor], Tensor]  # held rows (m,), steps (m,) -> (m,) or (m, C)
 Backward = Callable[[Tensor, Tensor], None]
 
 
-def log_probs(score: ScoreFn, rollouts: Rollouts, micro_batch: int) -> Tensor:
+def log_probs(
+    score: ScoreFn, rollouts: Rollouts, micro_batch: int, share: Share | None = None
+) -> Tensor:
     """Pass 1: (M, T) or (M, T, C) under the current weights, no graph; unused steps stay 0."""
     out: Tensor | None = None
-    used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
+    old = rollouts.log_prob_old
+    share = share or whole(len(old))
+    used = (rollouts.step_weight > 0).expand(*old.shape)
     rows, steps = used.nonzero(as_tuple=True)
     with torch.no_grad():
-        for i in range(0, len(rows), micro_batch):
-            r, s = rows[i : i + micro_batch], steps[i : i + micro_batch]
-            values = score(r, s).to(rollouts.log_prob_old.dtype)
+        for some in share.items(rows).passes(micro_batch):
+            s = steps[some.items]
+            values = score(some.held, s).to(old.dtype)
             if out is None:
-                out = values.new_zeros(*rollouts.log_prob_old.shape, *values.shape[1:])
-            out[r, s] = values
+                out = values.new_zeros(len(share.held), old.shape[1], *values.shape[1:])
+            if not some.padding:
+                out[some.held, s] = values
     assert out is not None, "a table without steps"
-    return out
+    return share.gather(out)
 
 
 def two_pass_backward(
@@ -48,21 +57,24 @@ def two_pass_backward(
     *,
     current: Tensor | None = None,
     backward: Backward = Tensor.backward,
+    share: Share | None = None,
 ) -> dict[str, float]:
     """Accumulate dL/d(weights) into `.grad` and return the objective's metrics.
 
     `current` (M, T[, C]): the table where it is known for the current weights. Right after a
     rollout log-probs are the stored old ones, and pass 1 is free. `backward` takes values (m[, C])
     and their cotangents. An objective that is `linear` in its table needs no pass 1; the numbers
-    that its metrics are made of are those of pass 2.
+    that its metrics are made of are those of pass 2. `share` says who holds which of the M rows; by
+    default this process holds all of them.
     """
+    share = share or whole(len(rollouts.log_prob_old))
     linear = current is None and getattr(objective, "linear", False)
     if linear:
         count = objective.terms_per_draw  # type: ignore[attr-defined]
         shape = (*rollouts.log_prob_old.shape, count) if count > 1 else rollouts.log_prob_old.shape
         numbers = torch.zeros(shape, dtype=rollouts.log_prob_old.dtype)
     else:
-        numbers = log_probs(score, rollouts, micro_batch) if current is None else current
+        numbers = log_probs(score, rollouts, micro_batch, share) if current is None else current
     leaf = numbers.detach().clone().requires_grad_(True)
     loss, metrics = objective(leaf, rollouts)
     (cotangent,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -70,10 +82,12 @@ def two_pass_backward(
         return metrics
     used = cotangent if cotangent.ndim == 2 else cotangent.abs().sum(-1)
     rows, steps = used.nonzero(as_tuple=True)
-    for i in range(0, len(rows), micro_batch):
-        r, s = rows[i : i + micro_batch], steps[i : i + micro_batch]
-        values = score(r, s)
-        backward(values, cotangent[r, s].to(values.dtype))
-        if linear:
-            numbers[r, s] = values.detach().to(numbers.dtype)
-    return objective(numbers, rollouts)[1] if linear else metrics
+    held = numbers.new_zeros(len(share.held), *numbers.shape[1:]) if linear else None
+    for some in share.items(rows).passes(micro_batch):
+        r, s = rows[some.items], steps[some.items]
+        values = score(some.held, s)
+        weight = cotangent[r, s].to(values.dtype)
+        backward(values, torch.zeros_like(weight) if some.padding else weight)
+        if held is not None and not some.padding:
+            held[some.held, s] = values.detach().to(numbers.dtype)
+    return metrics if held is None else objective(share.gather(held), rollouts)[1]

@@ -22,6 +22,7 @@ from genpol.commands.parsing import HELP, one_line, parse, start
 from genpol.commands.streams import unbroken_streams
 from genpol.commands.table import COMMANDS
 from genpol.runs.interrupts import Interrupted, leaving_at_once
+from genpol.runs.several import one_voice, speaks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Any other exception: a bug, which deserves its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with unbroken_streams(), leaving_at_once() as signals:
+    with unbroken_streams(), one_voice(), leaving_at_once() as signals:
         try:
             _run(words)
         except SystemExit as leaving:  # tyro, of an error that it has printed itself
@@ -48,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(stopped)
             return stopped.exit_code
         except KeyboardInterrupt as interrupt:
-            print("interrupted", file=sys.stderr)
+            if speaks():
+                print("interrupted", file=sys.stderr)
             return getattr(interrupt, "exit_code", 130)
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 error = InputError(f'no file has such a name: it is too long: "{error.filename}"')
             code = getattr(error, "exit_code", None)
             if isinstance(code, int):
-                print("error: " + one_line(error), file=sys.stderr)
+                if speaks(error):
+                    print("error: " + one_line(error), file=sys.stderr)
                 return code
             if signals:  # a library made another exception of the signal's
                 print("interrupted", file=sys.stderr)

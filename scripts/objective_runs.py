@@ -157,7 +157,7 @@ def kl_nats(tuner: Finetuner, count: int) -> float:
     process = tuner.policy.process(
         config.num_inference_steps, eta=1.0, sampler="cps", noise_level=0.7
     )
-    chain, _ = tuner.draw(prompts, 1, EVALUATION, 1, reference=True, process=process)
+    chain = tuner.draw(prompts, 1, EVALUATION, 1, reference=True, process=process).chain
     assert chain.kl is not None
     return float(chain.kl[:, process.stochastic].double().sum(1).mean() * chain.dimensions)
 

@@ -16,7 +16,10 @@ The integral is taken evenly in log(a^2 / s^2), by the multiples of the golden r
 time goes with certain rows. The times at the ends of the schedule that `forward.EDGE` leaves out
 are left out here, too, and so are times without signal. Unit: nats per image.
 
-Shapes: M samples, S draws of (t, eps) for each.
+In a run of several processes each has the samples that it holds (`ranks.py`), and all get all
+numbers.
+
+Shapes: M samples, of which H are held; S draws of (t, eps) for each.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch import Tensor
 
 from diffusion.chain import Condition, Predictor, draw
 from diffusion.forward import EDGE, ForwardProcess, forward_process
+from diffusion.ranks import Share, whole
 from diffusion.scores import take
 from diffusion.streams import KL_TRAINING, generators
 
@@ -73,6 +77,7 @@ def forward_kl(
     *,
     draws: int = 1,
     batch: int = 64,
+    share: Share | None = None,
 ) -> Tensor:
     """KL from the reference in nats per image: (M,) float64, whose mean is the estimate.
 
@@ -82,28 +87,33 @@ def forward_kl(
     Args:
         predict, reference: the two networks, guidance included.
         process: the scheduler's forward process.
-        samples: (M, ...) clean samples that the policy drew.
-        cond: one row for each sample.
+        samples: (H, ...) clean samples that the policy drew.
+        cond: one row for each of `samples`.
         generators: M, one for each sample's noise.
         draws: S, times and noises for each sample.
         batch: samples of one pass.
+        share: which of M samples are held by whom; without it, `samples` are all of them.
     """
-    count = len(samples)
-    rows = torch.arange(count).repeat_interleave(draws)
+    share = share or whole(len(samples))
+    count = len(share)
+    rows, columns = torch.arange(count).repeat_interleave(draws), torch.arange(draws).repeat(count)
     at, weight = spread_times(process, count * draws)
     like = torch.empty(0, device=samples.device)
-    noise = torch.cat([draw(samples.shape[1:], [g] * draws, like) for g in generators])
-    found = torch.zeros(count * draws, dtype=torch.float64)
-    for first in range(0, count * draws, batch):
-        some = slice(first, first + batch)
-        row = rows[some]
-        clean = samples[row.to(samples.device)].float()
-        x_t = process.noised(clean, noise[some], at[some])
-        t = process.timestep[at[some]].to(samples.device)
-        here = take(cond, row)
+    noise = torch.zeros(len(samples), draws, *samples.shape[1:], device=samples.device)
+    for row in share.mine:
+        noise[share.place[row]] = draw(samples.shape[1:], [generators[row]] * draws, like)
+    found = torch.zeros(len(samples), draws, dtype=torch.float64)
+    for some in share.items(rows).passes(batch):
+        times, column = at[some.items], columns[some.items]
+        held = some.held.to(samples.device)
+        x_t = process.noised(samples[held].float(), noise[held, column.to(held.device)], times)
+        t = process.timestep[times].to(samples.device)
+        here = take(cond, some.held)
         apart = predict(x_t, t, here).float() - reference(x_t, t, here).float()
-        found[some] = apart.square().flatten(1).mean(1).double().cpu() * weight[some]
-    return found.view(count, draws).mean(1) * samples[0].numel()
+        if not some.padding:
+            squared = apart.square().flatten(1).mean(1).double().cpu()
+            found[some.held, column] = squared * weight[some.items]
+    return share.gather(found).mean(1) * samples[0].numel()
 
 
 def policy_kl(
@@ -114,8 +124,9 @@ def policy_kl(
     *,
     draws: int = 1,
     batch: int = 64,
+    share: Share | None = None,
 ) -> Tensor:
-    """`forward_kl` of a policy from its reference, at latents (M, ...) that it drew."""
+    """`forward_kl` of a policy from its reference, at latents (H, ...) that it drew."""
     return forward_kl(
         policy.predict,
         policy.predict_reference,
@@ -125,6 +136,7 @@ def policy_kl(
         generators,
         draws=draws,
         batch=batch,
+        share=share,
     )
 
 
@@ -136,9 +148,13 @@ def epoch_kl(
     seed: int,
     epoch: int,
     batch: int,
+    share: Share | None = None,
 ) -> float:
-    """`policy_kl` by some of an epoch's images: latents (M, ...) of the prompts group (M,)."""
-    rows = torch.linspace(0, len(group) - 1, min(EPOCH_IMAGES, len(group))).long()
+    """`policy_kl` by some of an epoch's images: latents (H, ...) of the rows `group` (H,) of
+    `cond`."""
+    share = share or whole(len(samples))
+    rows = torch.linspace(0, len(share) - 1, min(EPOCH_IMAGES, len(share))).long()
     streams = generators(seed, KL_TRAINING, epoch, range(len(rows)))
-    picked = samples[rows.to(samples.device)]
-    return float(policy_kl(policy, picked, take(cond, group[rows]), streams, batch=batch).mean())
+    some, stay = share.kept(rows)
+    picked, here = samples[stay.to(samples.device)], take(cond, group[stay])
+    return float(policy_kl(policy, picked, here, streams, batch=batch, share=some).mean())

@@ -126,6 +126,11 @@ class Reward:
     def labels(self) -> list[str]:
         return list(self._functions)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it has to see all images of a prompt together."""
+        return self.normalised or any(one.group for one in self._functions.values())
+
     def __call__(self, images: Tensor, prompts: list[str], group: Tensor | None = None) -> Tensor:
         """What is trained on: (B,) float32 on the CPU; without `group` it is raw.
 

@@ -102,7 +102,9 @@ def finetune(
         family: how a pipeline of one's own class is called; see `diffusion.Family`.
 
     Returns:
-        What is in summary.json; empty if the run was stopped before its end.
+        What is in summary.json; empty if the run was stopped before its end. In a script that
+        accelerate launch or torchrun starts in several processes, every process calls this and gets
+        the same; the first one writes.
 
     Raises:
         InputError: for what the caller can mend; nothing has been written then.
@@ -112,6 +114,7 @@ def finetune(
     from genpol.commands.finetune.command import train as run
     from genpol.commands.finetune.options import RESUMABLE
     from genpol.runs.resuming import restored
+    from genpol.runs.several import several
 
     names: dict[str, Any] = {}
     if pipeline is not None:
@@ -125,13 +128,15 @@ def finetune(
     if family is not None:
         names["family"] = _name(family)
     options = replace(options, **names)
-    stored: dict[str, Any] = {}
-    if options.resume:
-        options, stored = restored(options, "finetune", RESUMABLE)
     given = Given(pipeline, reward, gold, prompts, objective, family)
-    options = complete(options, given)
-    check(options)
-    return _told(lambda: run(options, stored, given))
+    with several(options.device) as ranks:
+        stored: dict[str, Any] = {}
+        if options.resume:
+            asked = options
+            options, stored = ranks.by_main(lambda: restored(asked, "finetune", RESUMABLE))
+        options = complete(options, given)
+        check(options)
+        return _told(lambda: run(options, stored, given, ranks=ranks))
 
 
 def _told(run: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ class Beside:
         found: dict[str, dict[str, Floats]] = {}
         k = self.candidates(reward_calls)
         if k:
-            best = self.start()
+            best = self._begun()
             if best is None or best.count < k:
                 best = best_of_k(self.tuner, k, self.count, start=best, save=self._keep, tick=tick)
             for some in (*(s for s in SMALL if s < k), k):
@@ -139,13 +140,22 @@ class Beside:
                 found[f"best_of_{some}"] = scores
         for scale in self.scales:
             name = f"guidance_{scale:g}"
-            drawn = self._drawn(name)
+            drawn = self.tuner.ranks.by_main(partial(self._drawn, name))
             if drawn is None:
                 result = at_guidance(self.tuner, scale, self.count, tick=tick)
                 self._save(name, result)
                 drawn = {n: np.asarray(v, np.float64) for n, v in result.rewards.items()}
             found[name] = drawn
         return found
+
+    def _begun(self) -> BestOf | None:
+        """`start`, which only the first process can say, in all of them."""
+        ranks = self.tuner.ranks
+        there = self.start() if ranks.main else None
+        scores = ranks.broadcast(None if there is None else there.scores)
+        if there is not None or scores is None:
+            return there
+        return BestOf(self.prompts, scores, torch.empty(0, 3, 1, 1))
 
     def start(self) -> BestOf | None:
         """Candidates that there are: those kept, or the first one from the evaluation before."""
@@ -197,6 +207,8 @@ class Beside:
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
     def _keep(self, found: BestOf) -> None:
+        if not self.tuner.ranks.main:
+            return
         tensors = {f"scores.{n}": torch.from_numpy(v.copy()) for n, v in found.scores.items()}
         tensors["images"] = (found.images * 255).round().to(torch.uint8).contiguous()
         data = save(tensors, {"of": self._identity()})
@@ -205,7 +217,8 @@ class Beside:
             write_beside(self._kept, data)
 
     def _save(self, name: str, result: Evaluation) -> None:
-        save_evaluation(self.samples, name, result)
+        if self.tuner.ranks.main:
+            save_evaluation(self.samples, name, result)
 
 
 def label(name: str) -> str:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.errors import InputError
+from diffusion.evaluating import Held
 from diffusion.finetune import Finetuner
 from diffusion.measures import Evaluation
 from diffusion.pipelines import ImagePolicy
@@ -43,7 +44,7 @@ class BestOf:
     prompts: n.
     scores: name -> (K, n). "reward" is of every candidate. Other rewards judged a candidate only
         where it was the best so far, and are NaN elsewhere.
-    images: (m, 3, H, W) the best of K of the first m prompts.
+    images: (m, 3, H, W) the best of K of the first m prompts; none in processes that write nothing.
     """
 
     prompts: list[str]
@@ -114,15 +115,16 @@ def best_of_k(
     found = start or _nothing(tuner, prompts)
     best = found.scores["reward"].max(0, initial=-np.inf)
     for candidate in range(found.count, k):
-        images = draw_untrained(tuner, prompts, candidate, tick)
-        reward = _floats(tuner.reward(images, prompts))
+        held = draw_untrained(tuner, prompts, candidate, tick)
+        reward = _asked(tuner, "reward", held)
         better = np.flatnonzero(reward > best)
         rows = {"reward": reward}
-        for name, judge in tuner.gold.items():
+        for name in tuner.gold:
             rows[name] = np.full(len(prompts), np.nan)
             if len(better):
-                rows[name][better] = _floats(judge(images[better], [prompts[i] for i in better]))
+                rows[name][better] = _asked(tuner, name, held.some(torch.from_numpy(better)))
         best = np.maximum(best, reward)
+        images = held.pictures()
         if not len(found.images):
             found.images = images[:PICTURES].clone()
         shown = better[better < len(found.images)]
@@ -143,34 +145,31 @@ def at_guidance(
     """
     prompts = tuner.prompts.held_out(count, tuner.config.seed)
     with guided(tuner.policy, scale):
-        images = draw_untrained(tuner, prompts, 0, tick)
-    rewards = {"reward": tuner.reward(images, prompts)}
-    rewards |= {name: judge(images, prompts) for name, judge in tuner.gold.items()}
-    return Evaluation(images, prompts, rewards)
+        held = draw_untrained(tuner, prompts, 0, tick)
+    rewards = {n: torch.from_numpy(_asked(tuner, n, held)) for n in ("reward", *tuner.gold)}
+    return Evaluation(held.pictures(), prompts, rewards)
 
 
 def draw_untrained(
     tuner: Finetuner, prompts: list[str], candidate: int = 0, tick: Tick | None = None
-) -> Tensor:
-    """One image (n, 3, H, W) of each prompt by the reference weights; flow models by the ODE.
+) -> Held:
+    """One image of each prompt by the reference weights; flow models by the ODE.
 
     Candidate 0 has the noise of every evaluation; the others have their own.
     """
-    policy, cfg = tuner.policy, tuner.config
-    assert cfg.num_inference_steps is not None  # the tuner's configuration is resolved
+    policy = tuner.policy
     with policy.full_size():
-        process = policy.process(cfg.num_inference_steps, eta=cfg.eta, sampler="ode")
-        chain, _ = tuner.draw(
+        drawn = tuner.draw(
             prompts,
             1,
             EVALUATION,
             candidate,
             reference=False,
-            process=process,
+            process=tuner.drawing.process_of_evaluations(),
             predict=policy.predict_reference,
             tick=tick,
         )
-        return policy.decode(chain.sample.float())
+        return Held(policy.decode(drawn.chain.sample.float()), drawn.share, prompts)
 
 
 @contextmanager
@@ -189,5 +188,9 @@ def _nothing(tuner: Finetuner, prompts: list[str]) -> BestOf:
     return BestOf(prompts, none, torch.empty(0, 3, 1, 1))
 
 
-def _floats(values: Tensor) -> Floats:
-    return np.asarray(values, np.float64)
+def _asked(tuner: Finetuner, name: str, held: Held) -> Floats:
+    """Scores (n,) of held-out images; neighbours with the same prompt are a group."""
+    prompts = held.prompts
+    new = [i > 0 and prompts[i] != prompts[i - 1] for i in range(len(prompts))]
+    said = tuner.ask(name, held, torch.tensor(new, dtype=torch.long).cumsum(0))
+    return np.asarray(said.raw, np.float64)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+from torch import Tensor
 
 from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Finetuner
@@ -50,6 +52,8 @@ class Session:
     """What one run writes, and when; the numbers come from the tuner.
 
     With a `watch`, the weights that users load are those of the best evaluation.
+
+    In a run of several processes each has one, and all call the same methods; the first one writes.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Session:
         guidance_control: str | None = None,
     ) -> None:
         self.tuner, self.run, self.config = tuner, run, tuner.config
+        self.ranks = tuner.ranks
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.about, self.kohya = about or {}, kohya
         self.before: dict[str, float] = {}
@@ -114,11 +119,21 @@ class Session:
         Raises:
             InputError: none can be read, or it is not of this run.
         """
-        found = self.run.latest_checkpoint()
-        if found is None:
+        stored: dict[str, Tensor] = {}
+
+        def read() -> tuple[int, dict[str, Any]] | None:
+            found = self.run.latest_checkpoint()
+            if found is None:
+                return None
+            stored.update(found[1])
+            return found[0], found[2]
+
+        about = self.ranks.by_main(read)
+        if about is None:
             self.run.truncate(-1)
             return
-        step, tensors, values = found
+        step, values = about
+        tensors = self.ranks.broadcast_tensors(stored)
         with fitting(f"the checkpoint of epoch {step} in {self.run.folder} does not fit this run"):
             state = _Values.model_validate(values)
             if state.epoch != step:
@@ -135,13 +150,12 @@ class Session:
         """Evaluate and picture the untouched pipeline."""
         started = time.perf_counter()
         result = self.tuner.evaluate(self.final_images)
-        each = (time.perf_counter() - started) / max(1, len(result.images))
+        each = (time.perf_counter() - started) / max(1, len(result.prompts))
         self.before = means(result)
         rows = {f"eval/{k}": v for k, v in self.before.items()} | self.see(result)
         self.run.log(0, rows | checks)
         self.picture(0, result)
-        if result.prompts:
-            save_evaluation(self.run.folder / "samples", "before", result)
+        self.keep("before", result)
         self.save()
         cfg = self.config
         calls = cfg.epochs * cfg.prompts_per_epoch * cfg.images_per_prompt
@@ -186,7 +200,8 @@ class Session:
         about = {**self.about, **{name: str(value) for name, value in steps.items()}}
         best = {} if self.watch is None else self.watch.weights
         with SwapWeights(trained.parameters, best) if best else trained.averaged():
-            save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya)
+            if self.ranks.main:
+                save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -200,7 +215,9 @@ class Session:
             ended = self.logged_epoch == self.tuner.epoch > self.saved_epoch
             if isinstance(error, RewardError) and ended:
                 self.save()
-            raise type(error)(f"{error} [{self.checkpoint_note()}]") from error
+            said = type(error)(f"{error} [{self.checkpoint_note()}]")
+            said.__dict__.update(error.__dict__)  # who says it
+            raise said from error
 
     def checkpoint_note(self) -> str:
         if self.saved_epoch < 0:
@@ -210,13 +227,18 @@ class Session:
 
     def picture(self, epoch: int, result: Evaluation) -> None:
         """Save the fixed-seed sample grid, each image with its prompt; none without images."""
-        if not result.prompts:
+        if not len(result.images):
             return
         when = f"after {epoch} epochs of fine-tuning" if epoch else "before fine-tuning"
         shown = grid(
             result.images[:PICTURES], result.prompts[:PICTURES], title=f"Held-out prompts, {when}"
         )
         self.run.log_images(epoch, "samples/grid", shown)
+
+    def keep(self, when: str, result: Evaluation) -> None:
+        """Write an evaluation's table and pictures; nothing of one without images."""
+        if result.prompts and self.ranks.main:
+            save_evaluation(self.run.folder / "samples", when, result)
 
     def finish(self, tick: Callable[[], bool] | None = None) -> dict[str, float]:
         """Evaluate as before training, draw what stands beside the result, write summary.json, the
@@ -238,22 +260,22 @@ class Session:
             self.save_for_users()
             if of != epoch:
                 result = self.tuner.evaluate(self.final_images, watch.weights)
-        each = (time.perf_counter() - started) / max(1, len(result.images))
+        each = (time.perf_counter() - started) / max(1, len(result.prompts))
         after = means(result)
-        if result.prompts:
-            save_evaluation(samples, "after", result)
-        picture = before_after_picture(samples, of) if result.prompts else None
+        self.keep("after", result)
+        shown = result.prompts and self.ranks.main
+        picture = before_after_picture(samples, of) if shown else None
         if picture is not None:
             self.run.log_images(epoch, "samples/before_after", picture)
         before, scores = self.scores_before(result.prompts), floats(result)
-        summary = self.summary(after, len(result.images)) | numbers(before, scores, {})
+        summary = self.summary(after, len(result.prompts)) | numbers(before, scores, {})
         self.run.summary(summary)
         calls = self.tuner.reward_calls
         if words := self.beside.announcement(calls, each, already=True):
             self.write_page()  # of the training alone, for whom the controls take too long
             print(words)
         controls = self.beside.draw(calls, tick)
-        summary = self.summary(after, len(result.images)) | numbers(before, scores, controls)
+        summary = self.summary(after, len(result.prompts)) | numbers(before, scores, controls)
         self.run.summary(summary)
         self.write_page()
         for line in self.beside.lines(controls, calls):
@@ -266,7 +288,7 @@ class Session:
             f"{outcome(self.before, after, result)}{wins(summary)}; weights in "
             f"{self.run.folder / kind}; everything about the run in {self.run.folder / PAGE}"
         )
-        return summary
+        return self.ranks.broadcast(summary)
 
     def summary(self, after: dict[str, float], images: int) -> dict[str, float]:
         """What summary.json says of the training itself."""
@@ -288,7 +310,7 @@ class Session:
     def scores_before(self, prompts: list[str]) -> dict[str, Floats] | None:
         """Scores of the evaluation before training; None where it was not of these prompts."""
         path = self.run.folder / "samples" / "evaluation_before.csv"
-        if not path.is_file():
+        if not self.ranks.main or not path.is_file():
             return None
         found = read_evaluation(path)
         return found.scores if found.prompts == prompts else None
@@ -296,7 +318,7 @@ class Session:
     def write_page(self, *, least: float = 0.0) -> None:
         """Write the run's page, unless it is less than `least` seconds old."""
         now = time.perf_counter()
-        if now - self.page_at >= least:
+        if self.ranks.main and now - self.page_at >= least:
             write_page(self.run.folder)
             self.page_at = now
 
@@ -312,7 +334,7 @@ def outcome(before: dict[str, float], after: dict[str, float], result: Evaluatio
     if "reward" in after:
         said.append(
             f"held-out reward {before['reward']:.4f} -> {after['reward']:.4f} "
-            f"on {len(result.images)} images"
+            f"on {len(result.prompts)} images"
         )
     return "; ".join(said)
 

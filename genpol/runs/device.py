@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 
-def pick_device(asked: str | None) -> str:
+def pick_device(asked: str | None, local: int | None = None) -> str:
     """The device asked for; of None and "auto", cuda where there is one, else cpu.
+
+    Args:
+        asked: such as "cuda:1".
+        local: in a run of several processes, the number of this one on its machine. Each has the
+            GPU of its number.
 
     Raises InputError for one that does not exist or is not there on this machine.
     """
@@ -13,7 +18,16 @@ def pick_device(asked: str | None) -> str:
     from offline.errors import InputError
 
     if asked in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+        if local is None:
+            return asked
+    if local is not None and asked.startswith("cuda:"):
+        raise InputError(
+            f"--device {asked} would put all processes on one GPU; pass --device cuda, with which "
+            "each has its own"
+        )
+    if local is not None and asked == "cuda":
+        asked = f"cuda:{local}"
     try:
         torch.zeros(1, device=asked).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

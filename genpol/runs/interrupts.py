@@ -38,6 +38,8 @@ class Interrupted(Exception):
         number: of the signal.
     """
 
+    agreed = True  # of several processes of a run, all stop
+
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
         self.number, self.exit_code = number, 128 + number
@@ -51,7 +53,9 @@ class InterruptGuard:
     handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        """Whether another process of the run says that the signal was seen."""
         self.number: int | None = None
         """Of the signal that came, None before."""
         self._handlers = _Handlers(self._handle)
@@ -81,6 +85,8 @@ class InterruptGuard:
         if self.stop:
             raise StopAtOnce(number)
         self.number = number
+        if self.quiet:
+            return
         # os.write: a handler may interrupt print() itself, whose buffer is not re-entrant. The
         # terminal may be what has gone.
         with contextlib.suppress(OSError):

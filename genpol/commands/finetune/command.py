@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diffusion.config import check
 from diffusion.recommended import recommended
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from diffusion.finetune import Finetuner
     from diffusion.objective import Objective
     from diffusion.prompts.sources import PromptSource
+    from diffusion.ranks import Ranks
     from diffusion.rewards import RewardFn
     from offline.threads import Typical
+
+
+OWN = ("output", "resume", "threads", "device", "wandb")  # may differ between processes
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ def run(config: Finetune) -> None:
 
     hush()
     from genpol.runs.resuming import restored
+    from genpol.runs.several import several
 
-    stored: dict[str, Any] = {}
-    if config.resume:
-        config, stored = restored(config, "finetune", RESUMABLE)
-    config = complete(config)
-    check(config)
-    train(config, stored)
+    with several(config.device) as ranks:
+        stored: dict[str, Any] = {}
+        if config.resume:  # whose folder only the first process needs to have
+            asked = config
+            config, stored = ranks.by_main(lambda: restored(asked, "finetune", RESUMABLE))
+        config = complete(config)
+        check(config)
+        train(config, stored, ranks=ranks)
 
 
 def complete(config: Finetune, given: Given | None = None) -> Finetune:
@@ -101,11 +108,14 @@ def require_fitting_pairs(config: Finetune) -> None:
         )
 
 
-def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict[str, str]]:
+def build(
+    config: Finetune, given: Given | None = None, ranks: Ranks | None = None
+) -> tuple[Finetuner, dict[str, str]]:
     """Load model, reward and prompts, or take what is given; returns the tuner and fingerprints
-    for config.json."""
+    for config.json. `ranks` are the processes of the run."""
     from diffusion.checkpoints.schedulers import replaced
     from diffusion.finetune import Finetuner
+    from diffusion.judging import not_here, parse_ranks
     from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
     from diffusion.lora import lora_fingerprint
     from diffusion.pipelines import ImagePolicy
@@ -113,6 +123,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from diffusion.preferences.source import load_pairs
     from diffusion.prompts.lengths import say_cuts_once, source_warnings
     from diffusion.prompts.sources import WORLDS, load_prompts
+    from diffusion.ranks import Ranks
     from diffusion.rewards import as_reward, load_reward, split_expressions
     from genpol.commands.finetune.family import family_of
     from genpol.finetuning.stopping import watched
@@ -120,7 +131,12 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     from genpol.runs.quiet import hide_loading_bars
     from offline.threads import in_threads
 
-    given, device = given or Given(), pick_device(config.device)
+    given, ranks = given or Given(), ranks or Ranks()
+    device, at = (
+        pick_device(config.device, ranks.local),
+        parse_ranks(config.reward_ranks, ranks.count),
+    )
+    several: dict[str, Any] = {"ranks": ranks, "reward_ranks": at}
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
     prompts: Any = given.prompts
     if config.pairs is not None:
@@ -139,8 +155,10 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
             held_out_fraction=config.held_out,
             eval_spec=config.eval_prompts,
         )
-    reward: RewardFn | None = None
-    if given.reward is not None:  # checked as a loaded one is
+    here, reward = ranks.index in at, cast("RewardFn | None", None)
+    if not here and (given.reward or config.reward) is not None:
+        reward = not_here
+    elif given.reward is not None:  # checked as a loaded one is
         reward = as_reward(given.reward, config.reward, device=device, combine=config.combine)
     elif config.reward is not None:
         reward = load_reward(
@@ -150,11 +168,11 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
     if names is None and config.prompts in WORLDS:
         names = "gold,gold_wholly,attributes_hard"
     gold = {
-        name: load_reward(name, device=device, trust=config.trust)
+        name: load_reward(name, device=device, trust=config.trust) if here else not_here
         for name in (split_expressions(names) if names else [])
     }
     for name, one in (given.gold or {}).items():
-        gold[name] = as_reward(one, name, device=device)
+        gold[name] = as_reward(one, name, device=device) if here else not_here
     if config.stop_when is not None:
         watched(config.stop_when, [*(["reward"] if reward is not None else []), *gold])
     lora = lora_fingerprint(config.lora) if config.lora else None
@@ -203,7 +221,7 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         max_sequence_length=config.max_sequence_length,
     )
     if config.pairs is not None:
-        return PreferenceTuner(policy, reward, prompts, config, gold), identity
+        return PreferenceTuner(policy, reward, prompts, config, gold, **several), identity
     say_cuts_once()
     for line in source_warnings(
         policy.family,
@@ -214,10 +232,12 @@ def build(config: Finetune, given: Given | None = None) -> tuple[Finetuner, dict
         negative=config.negative_prompt if policy.family.guided(config.guidance_scale) else None,
     ):
         print(f"warning: {line}")
-    return Finetuner(policy, reward, prompts, config, gold, given.objective), identity
+    return Finetuner(policy, reward, prompts, config, gold, given.objective, **several), identity
 
 
-def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typical]:
+def work(
+    config: Finetune, stored: Any, given: Given | None = None, *, ranks: Ranks | None = None
+) -> list[Typical]:
     """Typical operations, from the configuration of the denoiser, which is not loaded yet."""
     from diffusion.families import family_class
     from diffusion.loading import denoiser_config
@@ -233,8 +253,15 @@ def work(config: Finetune, stored: Any, given: Given | None = None) -> list[Typi
 
 
 @on_this_machine(work)
-def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) -> dict[str, float]:
-    """The whole run; writes the run folder and returns the summary.
+def train(
+    config: Finetune,
+    stored: dict[str, Any],
+    given: Given | None = None,
+    *,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """The whole run; writes the run folder and returns the summary. `ranks` are its processes, of
+    which each calls this and the first one writes.
 
     Leaves `lora/` (or `unet/` with --train full), metrics.csv, summary.json, checkpoints/ and
     sample grids in samples/. Raises InputError for what a user can mend, and Interrupted where a
@@ -244,14 +271,18 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
 
     from diffusion.errors import InputError
     from diffusion.finetune import Stopped
+    from diffusion.ranks import Ranks
     from diffusion.selfcheck import self_check
+    from diffusion.trained_weights import digest
     from genpol.finetuning.about import about_run
     from genpol.finetuning.session import Session
     from genpol.finetuning.stopping import Watch, watched
+    from genpol.runs.elsewhere import Elsewhere
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
 
-    tuner, identity = build(config, given)
+    ranks = ranks or Ranks()
+    tuner, identity = build(config, given, ranks)
     for key, value in identity.items():
         if stored and stored.get(key) not in (None, value):
             what = key.split("_")[0]
@@ -262,13 +293,26 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
     document = {
         k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
     } | identity
-    with (
-        Run(
-            config.output, document, command="finetune", wandb=config.wandb, resume=bool(stored)
-        ) as run_folder,
-        InterruptGuard() as guard,
-    ):
-        changed = {k: document[k] for k in RESUMABLE if stored and stored.get(k) != document[k]}
+    alike = {k: v for k, v in document.items() if k not in OWN}
+    weights = {"the digest of the trained weights": digest(tuner.trained.parameters)}
+    ranks.require_alike(
+        "model, prompts and settings", "start all on the same files and options", alike | weights
+    )
+    document["processes"] = ranks.count
+
+    def folder() -> Run:
+        if not ranks.main:
+            return Elsewhere(config.output)
+        how: dict[str, Any] = {"wandb": config.wandb, "resume": bool(stored)}
+        return Run(config.output, document, command="finetune", **how)
+
+    with folder() as run_folder, InterruptGuard(quiet=not ranks.main) as guard:
+
+        def stop() -> bool:
+            return ranks.any(guard.stop)
+
+        names = (*RESUMABLE, "processes")
+        changed = {k: document[k] for k in names if stored and stored.get(k) != document[k]}
         if changed:  # a later bare --resume goes on with these
             run_folder.amend(changed)
         session = Session(
@@ -300,11 +344,12 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
                     print(f"warning: {line}")
                 if tuner.epoch == 0:
                     session.begin(report.metrics)
-            bar = tqdm(total=config.epochs, initial=tuner.epoch, unit="epoch", smoothing=0.1)
+            about = {"unit": "epoch", "smoothing": 0.1, "disable": not ranks.main}
+            bar = tqdm(total=config.epochs, initial=tuner.epoch, **about)
             with bar:
-                while tuner.epoch < config.epochs and not (guard.stop or session.stopped):
+                while tuner.epoch < config.epochs and not (session.stopped or stop()):
                     try:
-                        metrics = tuner.run_epoch(lambda: guard.stop)
+                        metrics = tuner.run_epoch(stop)
                         bar.update()
                         shown = {}
                         if "reward/mean" in metrics:
@@ -321,13 +366,14 @@ def train(config: Finetune, stored: dict[str, Any], given: Given | None = None) 
             where = f"after epoch {tuner.epoch}"
             if tuner.epoch >= config.epochs or session.stopped:
                 try:
-                    summary = session.finish(lambda: guard.stop)
+                    summary = session.finish(stop)
                 except Stopped:
                     where = "after training, while images were drawn for comparison"
             else:
                 session.save()
                 session.write_page()
     if summary is None:
+        guard.number = int(ranks.most(guard.number or 0)) or None
         raise guard.interrupted(
             f"stopped {where}; to continue: genpol finetune --resume {config.output}"
         )

@@ -14,6 +14,7 @@ from offline.ranges import Count, Decay, Few, Threads
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
     "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
+    "reward_ranks",
     "stop_patience", "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
         "guidance_control",
     ),
-    "run": ("checkpoint_every", "keep_checkpoints", "threads", *WANDB),
+    "run": ("checkpoint_every", "keep_checkpoints", "threads", "reward_ranks", *WANDB),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 DEFAULT_TEXTS = recommended_texts() | {
@@ -131,6 +132,10 @@ class Finetune(FinetuneConfig, WandbOptions):
     threads: Threads | None = None
     """Threads of PyTorch on the CPU, at least 1. Default: $OMP_NUM_THREADS, else one for small
     networks, and for images or wide layers as many as a measurement at the start finds faster."""
+    reward_ranks: str | None = None
+    """Processes that ask the rewards, of a run that accelerate launch or torchrun has started in
+    several: numbers from 0, separated by commas, such as 0,4. Others load no reward models.
+    Default: all."""
     output: Path = Path("runs/finetune")
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None

@@ -220,7 +220,7 @@ def test_a_run_may_start_from_a_lora_which_is_then_the_reference(runs, models, p
     assert float(table[1]["kl/per_dim"]) <= 1e-9 < float(table[2]["kl/per_dim"])
 
     tuner = tuner_of(models, prompts, lora=lora)
-    chain, _ = tuner.draw(["a hen"], 2, 1, 0, reference=True)
+    chain = tuner.draw(["a hen"], 2, 1, 0, reference=True).chain
     assert torch.equal(chain.log_prob, chain.log_prob_ref)
     # Asking the reference must not leave its own adapter to be trained.
     assert tuner.trained.parameters.keys() == tuner.policy.trainable().keys()
@@ -391,12 +391,12 @@ def test_full_training_in_bf16_has_no_kl_before_its_first_update(models, prompts
     frozen = tuner.policy.networks()[1]
     with torch.no_grad():
         frozen.conv_out.bias += rounding
-    chain, _ = tuner.draw(["a cat"], 2, 1, 0, reference=True)
+    chain = tuner.draw(["a cat"], 2, 1, 0, reference=True).chain
     assert torch.equal(chain.log_prob, chain.log_prob_ref) and float(chain.kl.abs().max()) == 0
     tuner.trained.updates = 1
     with torch.no_grad():
         frozen.conv_out.bias += 0.01
-    chain, _ = tuner.draw(["a cat"], 2, 1, 0, reference=True)
+    chain = tuner.draw(["a cat"], 2, 1, 0, reference=True).chain
     assert float(chain.kl.max()) > 0  # from then on the copy is asked
 
 

@@ -71,7 +71,7 @@ def test_what_is_trained_on(combine: str, models, prompts, monkeypatch) -> None:
     monkeypatch.setattr(tuner, "scored", lambda *a, whole=tuner.scored: seen.append(a) or whole(*a))
     monkeypatch.setattr(tiny_rewards, "asked", [])
     tuner.run_epoch()
-    reward, group = seen[0][2], seen[0][3]
+    reward, group = seen[0][1], seen[0][2]
     assert group.tolist() == [0, 0, 1, 1, 2, 2]
     assert [len(one) for one in tiny_rewards.asked] == [2, 2, 2]  # a group at a time
     means = torch.stack([reward[group == g].mean() for g in range(3)])

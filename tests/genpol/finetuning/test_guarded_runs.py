@@ -48,8 +48,8 @@ def test_the_gradient_is_plain_autograd_on_the_rows_that_are_kept(algorithm, mod
         pairs = tuner.trained.parameters.items()
         return {n: p.grad.clone() for n, p in pairs if p.grad is not None}
 
-    def see_scored(chain, cond, reward, group):
-        seen["scores"], seen["data"] = scored(chain, cond, reward, group)
+    def see_scored(drawn, reward, group):
+        seen["scores"], seen["data"] = scored(drawn, reward, group)
         return seen["scores"], seen["data"]
 
     def see_prepared(rollouts, each):

@@ -1,0 +1,168 @@
+"""Runs of the tiny pipelines in one process or in several, which must agree.
+
+As a script it is one of the processes: `python rank_cases.py FOLDER [COMMAND...]` with a launcher's
+environment. It leaves the numbers of each case in FOLDER/NAME.INDEX.safetensors, and then runs a
+command of `genpol`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+HERE = Path(__file__).parent
+PROMPTS = ["a cat", "two owls", "a big brown dog", "a red fox", "a hen", "a cow"]
+OPTIONS: dict[str, Any] = {
+    "reward": "tiny_rewards:brightness",
+    "prompts_per_epoch": 3,
+    "images_per_prompt": 5,
+    "num_inference_steps": 2,
+    "inner_steps": 1,
+    "epochs": 2,
+    "micro_batch": 4,
+    "rollout_batch": 4,
+    "learning_rate": 1e-3,
+}
+FULL = {"train": "full", "learning_rate": 1e-5}
+AWM = {"algorithm": "awm", "draws": 2, "clip": 1e-2, "kl_weight": 1.0}
+CASES: dict[str, dict[str, Any]] = {
+    "prdp": {"inner_steps": 2},
+    "prdp full": {**FULL},
+    "awm": {**AWM},
+    "awm full": {**AWM, **FULL},
+}
+
+
+def tuner_of(ranks: Any = None, **options: Any):
+    """A tuner of the tiny Stable Diffusion, with CASES' usual options."""
+    from small_runs import small_config
+    from tiny_models import tiny_sd
+
+    from genpol.commands.finetune.command import Given, build
+
+    config = small_config(**(OPTIONS | options))
+    if config.pairs is not None:
+        return build(config, Given(pipeline=tiny_sd()), ranks)[0]
+    return build(config, Given(pipeline=tiny_sd(), prompts=PROMPTS), ranks)[0]
+
+
+def numbers(tuner: Any, epochs: int = 1, images: int = 2) -> dict[str, Tensor]:
+    """What a few epochs of a tuner come to: rewards, losses, gradients, weights, an evaluation."""
+    found: dict[str, Tensor] = {}
+    step = tuner.trained.step
+
+    def seen() -> float:
+        for name, parameter in tuner.trained.parameters.items():
+            if parameter.grad is not None:
+                found[f"gradient {tuner.trained.updates} {name}"] = parameter.grad.clone()
+        return step()
+
+    tuner.trained.step = seen
+    prepared = tuner.prepared
+
+    def rewards(rollouts: Any, prompts: Any) -> Any:
+        found[f"reward {tuner.epoch}"] = rollouts.reward
+        return prepared(rollouts, prompts)
+
+    tuner.prepared = rewards
+    for epoch in range(epochs):
+        for name, value in tuner.run_epoch().items():
+            if not name.startswith(("time/", "memory/")):
+                found[f"{name} {epoch}"] = torch.tensor(value, dtype=torch.float64)
+    result = tuner.evaluate(images)
+    found |= {f"eval/{name}": values for name, values in result.rewards.items()}
+    found |= {f"eval/{name}": torch.tensor(value) for name, value in result.measures.items()}
+    found |= {f"weights {n}": p.detach().clone() for n, p in tuner.trained.parameters.items()}
+    return found
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Equal names, and numbers within `tolerance` of their size: that of all gradients of a step
+    together, of all weights, or of 1 where a number is smaller."""
+    assert one.keys() == other.keys()
+    apart: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+    for name, value in one.items():
+        kind = name.rsplit(" ", 1)[0] if name.startswith(("gradient", "weights")) else name
+        if not value.isnan().all():
+            gap = float((value.double() - other[name].double()).square().sum())
+            apart[kind] = apart.get(kind, 0.0) + gap
+            sizes[kind] = sizes.get(kind, 0.0) + float(value.double().square().sum())
+    for kind, gap in apart.items():
+        size = sizes[kind] if kind.startswith("gradient") else max(1.0, sizes[kind])
+        assert size > 0 or gap == 0, kind
+        assert gap**0.5 <= tolerance * size**0.5, (kind, gap**0.5, size**0.5)
+
+
+def start(
+    words: Sequence[str], count: int, *, environment: dict[str, str] | None = None, **how: Any
+) -> list[subprocess.Popen]:
+    """`count` processes of `python WORDS`, as a launcher starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        **(environment or {}),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *words],
+            env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **how,
+        )
+        for i in range(count)
+    ]
+
+
+def read(folder: Path, name: str, count: int) -> list[dict[str, Tensor]]:
+    """The numbers that each process left of a case."""
+    return [load_file(folder / f"{name}.{i}.safetensors") for i in range(count)]
+
+
+def run(folder: Path, names: Iterable[str], cases: dict[str, dict[str, Any]]) -> None:
+    """Some cases in this process of several."""
+    from diffusion.processes import joined
+
+    with joined("cpu") as ranks:
+        for name in names:
+            found = numbers(tuner_of(ranks, **cases[name]))
+            whole = {key: value.contiguous() for key, value in found.items()}
+            save_file(whole, folder / f"{name}.{ranks.index}.safetensors")
+
+
+calls = 0
+
+
+def deadly(images: Tensor, prompts: list[str]) -> Tensor:
+    """`brightness`, until the second of several processes is killed while it judges epoch 2."""
+    global calls
+    calls += 1
+    if os.environ.get("RANK") == "1" and calls == 4:  # after the check, an evaluation, an epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images.mean((1, 2, 3))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), CASES, CASES)
+    if len(sys.argv) > 2:
+        from genpol.cli import main
+
+        sys.exit(main(sys.argv[2:]))
