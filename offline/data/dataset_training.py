@@ -72,8 +72,8 @@ def joint_fingerprint(train: Transitions, held_out: Transitions | None) -> str:
 
 
 def set_stream(stream: Generator, state: Tensor) -> None:
-    """Let a random stream go on; one that was saved on another kind of device cannot, and begins
-    anew, as it would differ in any case."""
+    """Let a random stream go on. One that an earlier version drew from on a GPU cannot, and begins
+    anew: all streams draw on the CPU."""
     if state.shape == stream.get_state().shape:
         stream.set_state(state)
 

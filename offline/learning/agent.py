@@ -27,7 +27,8 @@ class Agent(Protocol):
     spec: ActionSpec
 
     def update_critic(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """One gradient step of the critic and its target; scalars to log, detached."""
+        """One gradient step of the critic and its target; scalars to log, detached. The batch is on
+        the agent's device, the generator on the CPU; see `offline.draws`."""
 
     def update_policy(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One gradient step of everything else; scalars to log, detached."""

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from offline.data.batch import Batch, shifted
+from offline.data.dataset_training import set_stream
 from offline.data.mixture import Mixture
 from offline.data.replay import Replay, ReplaySnapshot
 from offline.data.returns import online_reward
@@ -346,7 +347,7 @@ class Loop:
         self._due, self._policy_due = saved.due
         generators = (self._act, self._draw, self._learn)
         for generator, state in zip(generators, saved.generators, strict=True):
-            generator.set_state(state)
+            set_stream(generator, state)
         self._sums, self._imagined = dict(saved.sums), dict(saved.imagined)
         self._ended = list(saved.ended)
         self._running = [running.copy() for running in saved.running]

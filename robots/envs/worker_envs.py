@@ -121,6 +121,7 @@ class WorkerEnvs(AsyncVectorEnv):
                 with contextlib.suppress(ValueError):
                     how = f"by the signal {signal.Signals(-code).name}"
             why = "the system may be short of memory" if code == -9 else "its simulator crashed"
+            why = "something in it left Python" if code >= 0 else why
             return (
                 f"the process of environment {i} ended {how}: {why}. Use fewer --num-envs, or "
                 "--env-workers 0 to see it in the main process"

@@ -221,6 +221,11 @@ CHECKS["train with a world model"] = lambda: check_run(
 )  # fmt: skip
 
 
+CHECKS["train around a black box"] = lambda: check_run(
+    "train", **(TINY | _LITTLE | {"base": "black_boxes:Aim", "pretrain_steps": 0})
+)
+
+
 @check("steer and serve")
 def check_deployed() -> None:
     """Every arm and rule of steering, and a server's answers."""
