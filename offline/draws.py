@@ -7,7 +7,8 @@ in pinned memory, without the host waiting for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
@@ -28,6 +29,16 @@ def wait_for(device: torch.device) -> None:
     """Until a GPU has done what it was told; nothing to wait for elsewhere."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def globally_seeded(seed: int) -> Iterator[None]:
+    """Meanwhile torch's global generators, those of GPUs in use too, draw from `seed`; afterwards
+    they are as they were. For code of others that draws from them."""
+    in_use = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(in_use)):
+        torch.manual_seed(seed)
+        yield
 
 
 def normal(shape: Sequence[int], generator: Generator | None, like: Tensor) -> Tensor:

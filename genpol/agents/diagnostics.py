@@ -30,6 +30,7 @@ from offline.critics.value import ValueFunction
 from offline.data.batch import Batch
 from offline.data.mixture import Mixture
 from offline.data.replay import Replay
+from offline.draws import moved
 from offline.learning.agent import Agent
 from offline.types import Obs
 
@@ -120,7 +121,7 @@ def candidates(
         few, generator: see `misrank`.
     """
     encoded = value.encoder(obs)
-    act = base = propose(obs)
+    act = base = moved(propose(obs), encoded.device)  # a black box proposes on the CPU
     if edit is not None:
         act = torch.cat([base, edit(encoded, base)], dim=1)
     scores = value.score(value.heads.project(encoded), act)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import globally_seeded
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Obs
@@ -220,8 +221,7 @@ def _seeded(generator: Generator | None) -> Iterator[np.random.Generator]:
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     before, before_python = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with globally_seeded(seed):
             np.random.seed(seed)
             random.seed(seed)
             yield np.random.default_rng(seed)

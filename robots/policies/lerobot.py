@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import globally_seeded
 from offline.errors import InputError, SpecError, did_you_mean
 from offline.spec import ActionSpec
 from offline.types import Obs
@@ -153,8 +154,7 @@ class LeRobotPolicy:
         frames, _ = self._history.frames(obs)
         batches = [self._batch(frame, rows, n) for frame in frames]
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        with torch.random.fork_rng():  # LeRobot draws from torch's global generator
-            torch.manual_seed(seed)
+        with globally_seeded(seed):  # LeRobot draws from torch's global generator
             act = self._predict(batches)
         chunk, dim = self.spec.chunk, self.spec.dim
         if act.ndim != 3 or act.shape[0] != rows * n or act.shape[2] != dim:

@@ -277,7 +277,7 @@ class RobomimicPolicy:
     def _propose(self, obs: Obs, n: int, generator: Generator | None, low_noise: bool) -> Tensor:
         """(B, n, T, D) in the network's units."""
         inputs = {key: self._input(key, obs) for key in self.obs_shapes}
-        with evaluating(self.algo.nets), drawing_from(generator):
+        with evaluating(self.algo.nets), drawing_from(generator, self.algo.device):
             act, self._next = propose(self.algo, inputs, n, self._memory, low_noise=low_noise)
         return act.float().cpu()
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from offline.draws import globally_seeded
 from offline.errors import InputError
 from offline.types import Obs
 
@@ -125,10 +126,15 @@ def evaluating(nets: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def drawing_from(generator: Generator | None) -> Iterator[None]:
-    """Torch's global draws (CPU) come from `generator` inside and continue its stream."""
+def drawing_from(generator: Generator | None, device: torch.device) -> Iterator[None]:
+    """Torch's global draws come from `generator` inside. On the CPU they continue its stream, on
+    another device they have a seed that it draws."""
     if generator is None:
         yield
+        return
+    if device.type != "cpu":
+        with globally_seeded(int(torch.randint(2**31 - 1, (), generator=generator))):
+            yield
         return
     before = torch.get_rng_state()
     torch.set_rng_state(generator.get_state())
