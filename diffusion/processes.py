@@ -50,12 +50,13 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
         yield ranks
         ranks.wait()
     except Exception as error:
+        cut = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
+        if cut and (lost := ranks.lifeline.loss()) is not None:
+            ranks.leave(lost)
+            raise lost from error
         ranks.leave(error)
-        lost = ranks.lifeline.lost
-        if lost is not None and not isinstance(error, InputError) and hasattr(error, "exit_code"):
-            raise lost from error  # a launcher asks the others to leave when one is lost
         raise
-    except BaseException as error:
+    except BaseException as error:  # a launcher asks the others to leave when one is lost
         ranks.leave(error)
         if (lost := ranks.lifeline.lost) is not None:
             raise lost from error
@@ -111,7 +112,7 @@ class Processes(Ranks):
         """End this process's part; an error that not all raise is told to the others."""
         if error is not None and not getattr(error, "agreed", False) and self.lifeline.lost is None:
             who = f"process {self.index} of {self.count} on {socket.gethostname()}"
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            kind = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "
             self.lifeline.tell(f"{who}: {kind}{shown(error, 1000)}")
         self.lifeline.close()
 

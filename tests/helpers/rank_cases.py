@@ -31,12 +31,13 @@ OPTIONS: dict[str, Any] = {
     "epochs": 2,
     "micro_batch": 4,
     "rollout_batch": 4,
-    "learning_rate": 1e-3,
+    "eval_images": 1,
+    "learning_rate": 1e-4,
 }
 FULL = {"train": "full", "learning_rate": 1e-5}
 AWM = {"algorithm": "awm", "draws": 2, "clip": 1e-2, "kl_weight": 1.0}
 CASES: dict[str, dict[str, Any]] = {
-    "prdp": {"inner_steps": 2},
+    "prdp": {"inner_steps": 2, "eval_images": 3},
     "prdp full": {**FULL},
     "awm": {**AWM},
     "awm full": {**AWM, **FULL},
@@ -56,7 +57,7 @@ def tuner_of(ranks: Any = None, **options: Any):
     return build(config, Given(pipeline=tiny_sd(), prompts=PROMPTS), ranks)[0]
 
 
-def numbers(tuner: Any, epochs: int = 1, images: int = 2) -> dict[str, Tensor]:
+def numbers(tuner: Any, epochs: int = 1) -> dict[str, Tensor]:
     """What a few epochs of a tuner come to: rewards, losses, gradients, weights, an evaluation."""
     found: dict[str, Tensor] = {}
     step = tuner.trained.step
@@ -79,9 +80,10 @@ def numbers(tuner: Any, epochs: int = 1, images: int = 2) -> dict[str, Tensor]:
         for name, value in tuner.run_epoch().items():
             if not name.startswith(("time/", "memory/")):
                 found[f"{name} {epoch}"] = torch.tensor(value, dtype=torch.float64)
-    result = tuner.evaluate(images)
-    found |= {f"eval/{name}": values for name, values in result.rewards.items()}
-    found |= {f"eval/{name}": torch.tensor(value) for name, value in result.measures.items()}
+    if tuner.config.eval_images > 1:
+        result = tuner.evaluate(tuner.config.eval_images)
+        found |= {f"eval/{name}": values for name, values in result.rewards.items()}
+        found |= {f"eval/{name}": torch.tensor(value) for name, value in result.measures.items()}
     found |= {f"weights {n}": p.detach().clone() for n, p in tuner.trained.parameters.items()}
     return found
 
