@@ -86,7 +86,7 @@ def make_imagination(
     fitter = None
     parts: dict[str, Stateful] = {}
     if isinstance(model, Dynamics):
-        model = model.to(device)
+        model.to(device)
         fitter = Fitter(config, model, RealSteps(model.layout, replay, data), agent)
         parts = {"fitter": fitter}
     else:
