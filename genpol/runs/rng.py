@@ -38,13 +38,13 @@ def undisturbed(
 
 
 def global_random_state() -> dict[str, Any]:
-    """Of torch (with its CUDA devices), numpy and Python: a state tree."""
+    """Of torch (with its CUDA devices, where they are in use), numpy and Python: a state tree."""
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a run on the CPU takes no memory of a GPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -14,6 +14,8 @@ from genpol.agents import compiled
 from genpol.agents.expo import EXPO
 from offline.errors import InputError
 
+pytestmark = pytest.mark.slow  # the compiler takes seconds to import, and more to trace
+
 
 def learner(**options) -> EXPO:
     with torch.random.fork_rng(devices=[]):
@@ -29,7 +31,6 @@ def test_parts_are_compiled_and_their_copies_are_not():
     assert copy.deepcopy(kept)._compiled_call_impl is None  # a copy would compute by the original
 
 
-@pytest.mark.slow  # every function is traced
 @pytest.mark.parametrize("options", [{}, {"candidates": "student"}])
 def test_an_update_is_the_same(options, monkeypatch):
     """By the compiler's front end alone, which takes the time of no kernels."""
@@ -50,7 +51,6 @@ def test_an_update_is_the_same(options, monkeypatch):
                 assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow  # kernels are compiled
 def test_kernels_of_a_chain_and_of_heads():
     policy, critic, obs = toy.base_policy(), toy.critic(), toy.states(4, toy.generator(2))
     act = policy.sample(obs, 3, toy.generator(3))
@@ -60,7 +60,6 @@ def test_kernels_of_a_chain_and_of_heads():
     assert torch.allclose(critic(obs, act), q, atol=1e-5)
 
 
-@pytest.mark.slow  # every function is traced, twice
 def test_a_run_is_the_same_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     data = write_demonstrations(tmp_path / "demos.hdf5")
