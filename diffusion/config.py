@@ -137,11 +137,17 @@ class FinetuneConfig:
     storage_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision in which chains are stored. They are rounded before they are scored, so log-probs
     stay exact."""
-    rollout_batch: Count | None = None
-    """Images drawn at a time, above 0."""
-    micro_batch: Count | None = None
-    """Denoising steps of one forward and backward pass, above 0. It bounds memory and does not
-    change the gradient."""
+    chains_on: Literal["host", "device"] | None = None
+    """Where the chains of an epoch wait until they are trained on: in the machine's memory (host),
+    or beside the networks (device). Default: host."""
+    offload: str = "none"
+    """Parts that wait in the machine's memory until they are called, separated by commas: encoders,
+    vae, rewards, or all."""
+    rollout_batch: Count | Literal["auto"] | None = None
+    """Images drawn at a time, above 0, or auto, the most that fit into a GPU's memory."""
+    micro_batch: Count | Literal["auto"] | None = None
+    """Denoising steps of one forward and backward pass, above 0, or auto, the most that fit into a
+    GPU's memory. It does not change the gradient."""
     eval_images: Count = 64
     """Images of each evaluation, one for each of that many held-out prompts, with the same seeds
     every time."""

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, DenoisingChain, Predictor, sample_chain
+from diffusion.chain import Condition, DenoisingChain, Predictor
 from diffusion.config import FinetuneConfig
+from diffusion.fitting import Fitting
 from diffusion.loading import DTYPES
 from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.ranks import Ranks, Share
+from diffusion.rollout import draw_chains
 from diffusion.scores import take
 from diffusion.streams import WINDOW, generators
 
@@ -84,11 +86,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a run draws: the policy, its settings, and the processes that share the work."""
+    """How a run draws: the policy, its settings, the processes that share the work, and how many
+    images each draws at a time."""
 
     policy: ImagePolicy
     config: FinetuneConfig
     ranks: Ranks
+    batch: Fitting
 
     def process_of(self, epoch: int) -> ReverseProcess:
         """How the images of an epoch are drawn: with a window, which steps draw noise is drawn."""
@@ -124,6 +128,7 @@ class Drawing:
         predict: Predictor,
         reference: Predictor | None = None,
         tick: Tick | None = None,
+        path: bool = True,
     ) -> Drawn:
         """Chains of every prompt `copies` times.
 
@@ -131,32 +136,36 @@ class Drawing:
             purpose, epoch: of the random streams.
             predict, reference: whose chains, and what they are scored by as well.
             tick: called between batches, equally often on every process.
+            path: whether every x is kept, or the sample alone.
 
         Raises:
             Stopped: `tick` returned True.
         """
-        cfg, dealt = self.config, deal(self.ranks, len(prompts), copies)
-        assert cfg.rollout_batch is not None
-        cond = self.policy.encode([prompts[i] for i in dealt.prompts.tolist()])
+        cfg, policy, dealt = self.config, self.policy, deal(self.ranks, len(prompts), copies)
+        cond = policy.encode([prompts[i] for i in dealt.prompts.tolist()])
         held = dealt.share.held
-        parts = []
-        for first in range(0, len(held), cfg.rollout_batch):
-            rows = slice(first, first + cfg.rollout_batch)
-            parts.append(
-                sample_chain(
-                    predict,
-                    process,
-                    take(cond, dealt.group[rows]),
-                    self.policy.latent_shape,
-                    generators(cfg.seed, purpose, epoch, held[rows].tolist()),
-                    reference=reference,
-                    storage_dtype=DTYPES[cfg.storage_dtype],
-                    device=self.policy.device,
-                )
-            )
+
+        def after() -> None:
             if tick is not None and tick():
                 raise Stopped
-        return Drawn(DenoisingChain.concatenate(parts), cond, dealt)
+
+        chain = draw_chains(
+            predict,
+            process,
+            cond,
+            dealt.group,
+            policy.latent_shape,
+            lambda which: generators(cfg.seed, purpose, epoch, held[which].tolist()),
+            self.batch,
+            reference=reference,
+            reference_weights=policy.as_reference,
+            storage_dtype=DTYPES[cfg.storage_dtype],
+            device=policy.device,
+            in_host=cfg.chains_on != "device",
+            path=path,
+            after=after,
+        )
+        return Drawn(chain, cond, dealt)
 
 
 def scored_as_drawn(chain: DenoisingChain) -> DenoisingChain:

@@ -53,9 +53,10 @@ def draw_held_out(drawing: Drawing, prompts: list[str]) -> tuple[Held, dict[str,
         apart = policy_kl(
             policy,
             drawn.chain.sample,
-            drawn.each(),
+            drawn.cond,
             streams,
-            batch=cfg.rollout_batch or 1,
+            batch=drawing.batch,
+            group=drawn.dealt.group,
             share=drawn.share,
         )
         measures = {"kl_forward": float(apart.mean())} | _alike(drawing, prompts)
@@ -81,4 +82,5 @@ def _alike(drawing: Drawing, prompts: list[str]) -> dict[str, float]:
 
 def _drawn(drawing: Drawing, prompts: list[str], copies: int, purpose: int) -> Drawn:
     process = drawing.process_of_evaluations()
-    return drawing.draw(prompts, copies, purpose, 0, process, predict=drawing.policy.predict)
+    predict = drawing.policy.predict
+    return drawing.draw(prompts, copies, purpose, 0, process, predict=predict, path=False)

@@ -27,6 +27,7 @@ from diffusion.config import FinetuneConfig
 from diffusion.drawing import Dealt, Drawing, Drawn, Stopped, Tick, scored_as_drawn
 from diffusion.errors import Diverged
 from diffusion.evaluating import Held, diversity, draw_held_out
+from diffusion.fitting import Fitting, found
 from diffusion.forward import draw_times, forward_process
 from diffusion.guards.filtering import best_and_worst
 from diffusion.guards.forward_kl import epoch_kl
@@ -76,9 +77,12 @@ class Finetuner:
         self.ranks = ranks or Ranks()
         self.judges = Judges(self.ranks, tuple(reward_ranks or range(self.ranks.count)))
         asked = as_reward(reward, "reward", device=policy.device)
-        self.reward: RewardFn = asked
-        self.gold = {k: as_reward(v, k, device=policy.device) for k, v in (gold or {}).items()}
-        self._whole = self.judges.whole({"reward": asked, **self.gold})
+        golden = {k: as_reward(v, k, device=policy.device) for k, v in (gold or {}).items()}
+        self._whole = self.judges.whole({"reward": asked, **golden})
+        self.reward: RewardFn = policy.offload.reward(asked)
+        self.gold = {name: policy.offload.reward(one) for name, one in golden.items()}
+        self.rollout_batch = Fitting.of(config, "rollout_batch", policy.device, self.ranks)
+        self.micro_batch = Fitting.of(config, "micro_batch", policy.device, self.ranks)
         self.objective: Objective = objective or make_objective(config)
         self.kl_target = kl_target(config, self.objective)
         self.forward = hasattr(self.objective, "terms")
@@ -112,7 +116,7 @@ class Finetuner:
     @property
     def drawing(self) -> Drawing:
         """How it draws."""
-        return Drawing(self.policy, self.config, self.ranks)
+        return Drawing(self.policy, self.config, self.ranks, self.rollout_batch)
 
     def process_of(self, epoch: int) -> ReverseProcess:
         """How the images of an epoch are drawn."""
@@ -129,11 +133,13 @@ class Finetuner:
         process: ReverseProcess | None = None,
         predict: Predictor | None = None,
         tick: Tick | None = None,
+        path: bool = True,
     ) -> Drawn:
         """Chains of every prompt `copies` times (prompt-major), with the prompts' conditioning.
 
         `process` replaces the epoch's, and `predict` the current weights. `tick` is called between
-        batches; when it returns True, Stopped is raised.
+        batches; when it returns True, Stopped is raised. `path` says whether every x is kept, or
+        the sample alone.
         """
         policy = self.policy
         # Before the first update a frozen copy is the trained network, which need not say so to
@@ -148,6 +154,7 @@ class Finetuner:
             predict=predict or policy.predict,
             reference=policy.predict_reference if reference and not same else None,
             tick=tick,
+            path=path,
         )
         return replace(drawn, chain=scored_as_drawn(drawn.chain)) if same else drawn
 
@@ -204,7 +211,13 @@ class Finetuner:
         by_anchor = getattr(self.objective, "drawn_by_anchor", False)
         with self.trained.anchored() if by_anchor else nullcontext():
             drawn = self.draw(
-                prompts, copies, ROLLOUT, self.epoch, reference=not self.forward, tick=tick
+                prompts,
+                copies,
+                ROLLOUT,
+                self.epoch,
+                reference=not self.forward,
+                tick=tick,
+                path=not self.forward,
             )
         chain, share = drawn.chain, drawn.share
         images = policy.decode(chain.sample.float())
@@ -221,7 +234,7 @@ class Finetuner:
                 drawn.dealt.group,
                 cfg.seed,
                 self.epoch,
-                cfg.rollout_batch,
+                self.rollout_batch,
                 share,
             ),
             "diversity/within_group": diversity(images, share, group),
@@ -233,7 +246,7 @@ class Finetuner:
             scores, rollouts = self.filtered(drawn, reward, group, each)
             metrics["filter/kept"] = len(rollouts.reward) / len(group)
         if not self.forward:
-            metrics["check/ratio_error"] = ratio_error(scores, rollouts)
+            metrics["check/ratio_error"] = ratio_error(scores, rollouts, self.micro_batch)
         inner = self.take_steps(scores, rollouts)
         if self.kl_target is not None:
             metrics["kl/beta"] = weight_of(self.objective)
@@ -252,29 +265,35 @@ class Finetuner:
             "time/images_per_second": len(group) / seconds,
             "memory/peak_mb": self.ranks.most(peak_memory_mb(self.policy.device)),
         }
-        return metrics
+        return metrics | found(self.rollout_batch, self.micro_batch)
 
     def take_steps(
         self, scores: ChainScores | ForwardScores, rollouts: Rollouts
     ) -> dict[str, float]:
         """K optimiser steps on an epoch's images; the objective's metrics at the last of them."""
         cfg, norms = self.config, []
-        for k in range(cfg.inner_steps):
+
+        def restart() -> None:
             self.trained.optimiser.zero_grad(set_to_none=True)
+
+        for k in range(cfg.inner_steps):
+            restart()
             metrics = two_pass_backward(
                 scores.score,
                 self.objective,
                 rollouts,
-                cfg.micro_batch,
+                self.micro_batch,
                 # Before the first step the current weights are the ones that drew the images.
                 current=scores.at_rollout(rollouts) if k == 0 else None,
                 backward=self.backward,
                 share=scores.share,
+                ahead=scores.ahead,
+                restart=restart,
             )
             self.ranks.sum_gradients(self.trained.parameters.values())
             norms.append(self.trained.step())
         with torch.no_grad():  # weights may be finite and what the network says may not
-            said = probe(scores, rollouts, 4)[0]
+            said = probe(scores, rollouts, 4, self.micro_batch)[0]
             self.require_finite("what the network says", float(said.abs().max()))
         return metrics | {
             "train/gradient_norm": float(np.mean(norms)),
@@ -323,6 +342,7 @@ class Finetuner:
             drawn.dealt.group,
             getattr(self.objective, "channels", ("log_prob",)),
             share,
+            policy.as_reference,
         )
         return scores, Rollouts(
             log_prob_old=share.gather(chain.log_prob.cpu()),
@@ -337,12 +357,12 @@ class Finetuner:
         self, sample: Tensor, cond: Condition, dealt: Dealt, reward: Tensor, group: Tensor
     ) -> tuple[ForwardScores, Rollouts]:
         """The same for an objective on the forward process, of finished latents (H, ...)."""
-        policy, cfg, objective = self.policy, self.config, cast(ForwardObjective, self.objective)
+        policy, objective = self.policy, cast(ForwardObjective, self.objective)
         scores = self.forward_scores(sample, cond, dealt, objective.draws, DRAWS, self.epoch)
         old = reference = torch.zeros(len(group), objective.draws)
         if not objective.linear:
-            table = scores.table(policy.predict, cfg.micro_batch)
-            other = scores.table(policy.predict_reference, cfg.micro_batch)
+            table = scores.table(policy.predict, self.micro_batch)
+            other = scores.reference_table(policy, self.micro_batch)
             old, reference = (v if v.ndim == 2 else v[..., 0] for v in (table, other))
             scores = replace(scores, rollout_table=table)
         return scores, Rollouts(old, reference, reward, group, self.weights, sample[0].numel())
@@ -361,30 +381,26 @@ class Finetuner:
         of which the first is number `first` of the epoch."""
         objective = cast(ForwardObjective, self.objective)
         process = forward_process(self.policy.pipe.scheduler)
-        streams = []
+        policy, streams = self.policy, []
         for prompt in dealt.prompts.tolist():
             which = range((first + prompt) * draws, (first + prompt + 1) * draws)
             streams.append(generators(self.config.seed, purpose, epoch, which))
-        shared = draw_times(process, self.policy.latent_shape, streams, self.policy.device)
-        anchor = self.predict_anchor if objective.anchor else None
+        shared = draw_times(process, policy.latent_shape, streams, policy.device)
         asks = getattr(objective, "needs_reference", False)
         return ForwardScores(
             objective,
             process,
-            self.policy.predict,
+            policy.predict,
             sample,
             shared,
             cond,
             dealt.group,
-            anchor,
-            self.policy.predict_reference if asks else None,
+            policy.predict if objective.anchor else None,
+            policy.predict_reference if asks else None,
             share=dealt.share,
+            anchor_weights=self.trained.anchored,
+            reference_weights=policy.as_reference,
         )
-
-    def predict_anchor(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The output under the average of the weights; no gradient."""
-        with torch.no_grad(), self.trained.anchored():
-            return self.policy.predict(x_t, t, cond)
 
     def require_finite(self, what: str, number: float) -> None:
         """Raise Diverged for a number of this step that is NaN or infinite."""

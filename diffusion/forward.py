@@ -20,12 +20,12 @@ Shapes: M samples, G groups, S draws of (t, eps) for each group, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, Predictor, draw
+from diffusion.chain import Condition, Predictor, draw, sent
 from diffusion.errors import InputError
 
 EDGE = 1e-3  # of the time interval, left out at both ends where a weight diverges
@@ -44,14 +44,18 @@ class ForwardProcess:
     s: Tensor
     slope: Tensor
     prediction_type: str
+    _placed: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Tables where networks compute, copied there once."""
 
     def noised(self, x0: Tensor, noise: Tensor, at: Tensor) -> Tensor:
         """x_t (B, ...) float32; `at` (B,) indexes the table."""
-        return _at(self.a, at, x0) * x0.float() + _at(self.s, at, x0) * noise
+        return self._at("a", at, x0) * x0.float() + self._at("s", at, x0) * noise
 
     def target(self, x0: Tensor, noise: Tensor, at: Tensor) -> Tensor:
         """What the network should say at x_t, float32."""
-        a, s, x0 = _at(self.a, at, x0), _at(self.s, at, x0), x0.float()
+        a, s, x0 = self._at("a", at, x0), self._at("s", at, x0), x0.float()
         return {
             "epsilon": lambda: noise,
             "v_prediction": lambda: a * noise - s * x0,
@@ -61,7 +65,7 @@ class ForwardProcess:
 
     def x0(self, output: Tensor, x_t: Tensor, at: Tensor) -> Tensor:
         """The clean sample that an output means, float32."""
-        a, s, output = _at(self.a, at, x_t), _at(self.s, at, x_t), output.float()
+        a, s, output = self._at("a", at, x_t), self._at("s", at, x_t), output.float()
         return {
             "epsilon": lambda: (x_t - s * output) / a,
             "v_prediction": lambda: a * x_t - s * output,
@@ -84,6 +88,22 @@ class ForwardProcess:
             "flow": a**2,
         }[self.prediction_type]
         return (0.5 * self.slope[at] * k).float()
+
+    def timesteps_at(self, at: Tensor, device: torch.device) -> Tensor:
+        """(B,) what the network is given, on `device`."""
+        return self._table("timestep", device)[sent(at, device)]
+
+    def _at(self, name: str, at: Tensor, like: Tensor) -> Tensor:
+        values = self._table(name, like.device)[sent(at, like.device)]
+        return values.reshape(-1, *[1] * (like.ndim - 1))
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table by its name on `device`: float32, but times as the network takes them."""
+        if (name, device) not in self._placed:
+            table = getattr(self, name)
+            dtype = table.dtype if name == "timestep" else torch.float32
+            self._placed[name, device] = table.to(device, dtype)
+        return self._placed[name, device]
 
 
 def forward_process(scheduler) -> ForwardProcess:
@@ -188,15 +208,11 @@ def denoise(
         anchor, reference: asked as well, without gradient.
     """
     of = group[rows]
-    at, noise = draws.at[of, which], draws.noise[of, which].to(x0.device)
-    clean = x0[rows].float()
+    device = draws.noise.device
+    at, noise = draws.at[of, which], draws.noise[sent(of, device), sent(which, device)]
+    clean = sent(x0[sent(rows, x0.device)], device).float()
     x_t, target = process.noised(clean, noise, at), process.target(clean, noise, at)
-    t = process.timestep[at].to(x0.device)
+    t = process.timesteps_at(at, device)
     with torch.no_grad():
         others = [None if one is None else one(x_t, t, cond) for one in (anchor, reference)]
     return Denoised(process, clean, x_t, at, target, predict(x_t, t, cond), *others)
-
-
-def _at(table: Tensor, at: Tensor, like: Tensor) -> Tensor:
-    values = table[at].to(device=like.device, dtype=torch.float32)
-    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -8,14 +8,16 @@ Shapes: N prompts, B images, (C, h, w) one latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition
+from diffusion.chain import Condition, sent
+from diffusion.decoding import images_at_once, in_pieces
 from diffusion.errors import InputError
 from diffusion.families import family_class
 from diffusion.families.checks import check_pipeline, check_size, smaller
@@ -36,10 +38,9 @@ from diffusion.lora.adapters import (
 from diffusion.lora.load import fuse_encoders, read_for
 from diffusion.lora.names import Layer
 from diffusion.lora.save import adapter_layers, save_diffusers, save_kohya
+from diffusion.offload import Offload
 from diffusion.process import ReverseProcess, reverse_process
-from diffusion.prompts.prompt import negative_of
-
-NEGATIVE = "_negative"  # ends the names of a negative prompt's conditioning
+from diffusion.prompt_encoding import NEGATIVE, encode_prompts
 
 
 class ImagePolicy:
@@ -51,8 +52,8 @@ class ImagePolicy:
     `height` and `width`, which `full_size` draws. `start_lora` starts from a LoRA the user already
     has; the reference is then that LoRA, in a second frozen adapter, not the bare model. What it
     changes in text encoders is added to their weights, stays as it is, and is saved beside what is
-    trained. `family`
-    replaces the one that the pipeline's class has.
+    trained. `family` replaces the one that the pipeline's class has. `offload` names the parts of
+    the pipeline that wait in the machine's memory (`diffusion/offload.py`).
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class ImagePolicy:
         width: int | None = None,
         train_resolution: int | None = None,
         max_sequence_length: int | None = None,
+        offload: Iterable[str] = (),
     ) -> None:
-        self.pipe, self.train = pipe.to(device), train
+        self.pipe, self.train = pipe, train
         kind = family or family_class(type(pipe).__name__)
         check_pipeline(kind, pipe)
         self._full_size = self.family = kind(
@@ -87,6 +89,8 @@ class ImagePolicy:
         if train_resolution is not None:
             self.family = smaller(self.family, train_resolution)
         self.denoiser = self.family.denoiser
+        self.offload = Offload(offload, device)
+        self._place(device)
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.device, self.autocast_dtype = (
             torch.device(device),
@@ -95,6 +99,7 @@ class ImagePolicy:
         self._starting_lora = start_lora is not None
         self._kept: dict[str, dict[str, Layer]] = {}  # a LoRA's part in the text encoders
         self._frozen: torch.nn.Module | None = None
+        self._reference: torch.nn.Module | None = None  # while its weights are in place
         if train != "nothing" and self.denoiser.config.get("time_cond_proj_dim"):
             raise InputError(
                 "guidance-distilled UNets (LCM) are not supported: they take no guidance"
@@ -118,8 +123,40 @@ class ImagePolicy:
         elif train != "nothing":
             raise InputError(f"train must be lora, full or nothing, got {train!r}")
         if gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+            self._recompute()
         self.denoiser.eval()  # dropout off, in rollout and training alike
+
+    def _place(self, device: str) -> None:
+        """Move what does not wait in the machine's memory, so that the rest never has to fit."""
+        if not self.offload.parts:
+            self.pipe.to(device)
+            return
+        self.denoiser.to(device)
+        for part, modules in (("encoders", self._encoders()), ("vae", self._vae())):
+            for module in modules:
+                module.to("cpu" if part in self.offload.parts else device)
+
+    def _encoders(self) -> list[torch.nn.Module]:
+        """All networks of the pipeline but the denoiser and the autoencoder."""
+        others = [self.denoiser, *self._vae()]
+        modules = [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
+        return [module for module in modules if all(module is not other for other in others)]
+
+    def _vae(self) -> list[torch.nn.Module]:
+        """The autoencoder; none in a pipeline on pixels."""
+        vae = getattr(self.pipe, "vae", None)
+        return [] if vae is None else [vae]
+
+    def _recompute(self) -> None:
+        """Keep no activations inside of blocks; a backward pass computes them again."""
+        try:
+            self.denoiser.enable_gradient_checkpointing()
+        except (AttributeError, ValueError) as error:  # not of diffusers, or without support
+            raise InputError(
+                f"--gradient-checkpointing: a {type(self.denoiser).__name__} cannot recompute its "
+                "activations; leave it out, or give your class the mixin of diffusers' models "
+                "and _supports_gradient_checkpointing"
+            ) from error
 
     def _start_from(self, folder: str) -> None:
         name = self.family.denoiser_name
@@ -198,6 +235,20 @@ class ImagePolicy:
         return folder
 
     @contextmanager
+    def as_reference(self) -> Iterator[torch.nn.Module]:
+        """Within this context the reference's weights are in place, so that one switch serves many
+        calls of `predict_reference`. `predict` has to wait until it ends."""
+        if self._reference is not None:
+            yield self._reference
+            return
+        with self._reference_weights() as network:
+            self._reference = network
+            try:
+                yield network
+            finally:
+                self._reference = None
+
+    @contextmanager
     def _reference_weights(self) -> Iterator[torch.nn.Module]:
         if self._frozen is not None:
             yield self._frozen
@@ -253,20 +304,19 @@ class ImagePolicy:
 
         With guidance, the negative prompt's is there under the same names and "_negative".
         """
-        cond = self.family.encode(prompts, self.device)
-        if self.family.guided(self.guidance_scale):
-            negative = [negative_of(prompt, self.negative_prompt) for prompt in prompts]
-            other = self.family.encode_negative(negative, self.device)
-            cond = cond | {f"{name}{NEGATIVE}": value for name, value in other.items()}
-        return cond
+        guided = self.family.guided(self.guidance_scale)
+        negative = self.negative_prompt if guided else None
+        with self.offload.called("encoders", self._encoders() if self.offload.parts else ()):
+            return encode_prompts(self.family, prompts, self.device, negative)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Guided network output (B, C, h, w) float32 under the current weights."""
+        assert self._reference is not self.denoiser, "the reference's weights are in place"
         return self._run(self.denoiser, x_t, t, cond)
 
     def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The same under the reference weights; no gradient."""
-        with torch.no_grad(), self._reference_weights() as network:
+        with torch.no_grad(), self.as_reference() as network:
             return self._run(network, x_t, t, cond)
 
     def _run(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -298,42 +348,46 @@ class ImagePolicy:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
-        """Images (B, 3, H, W) float32 in [0, 1] on the CPU."""
-        images = []
+        """Images (B, 3, H, W) float32 in [0, 1] on the CPU, decoded in passes of bounded pixels, of
+        at most `batch` images."""
+        images, first = torch.empty(0), 0
         with self._stable_vae() as vae:
-            for chunk in latents.split(batch):
-                image = self.family.decode(chunk.to(vae.dtype)).float()
-                images.append((image / 2 + 0.5).clamp(0, 1).cpu())
-        return torch.cat(images)
+            for chunk in latents.split(images_at_once(self.family.image_size, batch)):
+                image = self.family.decode(sent(chunk, self.device).to(vae.dtype)).float()
+                if not first:
+                    images = torch.empty(len(latents), *image.shape[1:])
+                images[first : first + len(chunk)] = (image / 2 + 0.5).clamp(0, 1)
+                first += len(chunk)
+        return images
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, batch: int = 16) -> Tensor:
         """Latents (B, C, h, w) float32 of images (B, 3, H, W) in [0, 1], of the family's
-        `image_size`: what `decode` turns back into them."""
+        `image_size`: what `decode` turns back into them. Passes are as in `decode`."""
         if tuple(images.shape[2:]) != self.family.image_size:
             raise ValueError(f"images of {tuple(images.shape[2:])}, not {self.family.image_size}")
         latents = []
         with self._stable_vae() as vae:
-            for chunk in images.split(batch):
-                pixels = (2 * chunk.to(self.device) - 1).to(vae.dtype)
+            for chunk in images.split(images_at_once(self.family.image_size, batch)):
+                pixels = (2 * sent(chunk, self.device) - 1).to(vae.dtype)
                 latents.append(self.family.encode_image(pixels).float())
         return torch.cat(latents)
 
     @contextmanager
     def _stable_vae(self) -> Iterator[torch.nn.Module]:
-        """The autoencoder, in fp32 where it would overflow in fp16 (SDXL's); the denoiser in a
-        pipeline on pixels."""
-        vae = getattr(self.pipe, "vae", None)
-        if vae is None:
-            vae = self.denoiser
+        """The autoencoder on the device, in pieces where images are large, and in fp32 where it
+        would overflow in fp16 (SDXL's); the denoiser in a pipeline on pixels."""
+        vae: Any = next(iter(self._vae()), self.denoiser)
         upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-        if upcast:
-            vae.to(torch.float32)
-        try:
-            yield vae
-        finally:
+        pieces = in_pieces(vae, self.family.image_size)
+        with self.offload.called("vae", self._vae()), pieces:
             if upcast:
-                vae.to(torch.float16)
+                vae.to(torch.float32)
+            try:
+                yield vae
+            finally:
+                if upcast:
+                    vae.to(torch.float16)
 
     @contextmanager
     def at_guidance(self, scale: float) -> Iterator[None]:

@@ -26,6 +26,7 @@ from diffusion.drawing import Dealt, Stopped, Tick, deal
 from diffusion.errors import InputError
 from diffusion.evaluating import Held
 from diffusion.finetune import Finetuner
+from diffusion.fitting import found
 from diffusion.measures import Evaluation, peak_memory_mb
 from diffusion.objective import Rollouts
 from diffusion.objectives.dpo import DPO, accuracy
@@ -37,6 +38,7 @@ from diffusion.rewards.callables import RewardFn
 from diffusion.streams import JUDGING
 
 JUDGING_DRAWS = 8  # of (t, eps) for each held-out pair
+PAIRS_AT_ONCE = 16  # where --rollout-batch does not say; their images are in the machine's memory
 
 
 class PreferenceTuner(Finetuner):
@@ -84,13 +86,20 @@ class PreferenceTuner(Finetuner):
             metrics = self.take_steps(scores, rollouts)
         seconds = time.perf_counter() - start
         self.epoch += 1
-        return metrics | {
+        measured = {
             "train/images": float(self.epoch * len(group)),
             "time/epoch_seconds": seconds,
             "time/rollout_share": read / seconds,
             "time/images_per_second": len(group) / seconds,
             "memory/peak_mb": self.ranks.most(peak_memory_mb(self.policy.device)),
         }
+        return metrics | measured | found(self.rollout_batch, self.micro_batch)
+
+    @property
+    def at_once(self) -> int:
+        """Pairs that are encoded or judged together."""
+        batch = self.rollout_batch
+        return PAIRS_AT_ONCE if batch.auto else max(1, batch.size // 2)
 
     def encoded(
         self, pairs: Iterable[Pair], dealt: Dealt, tick: Tick | None = None
@@ -107,7 +116,7 @@ class PreferenceTuner(Finetuner):
                     prompts[i] = pair.prompt
                     yield from [pair] * times[i]  # more than once where it pads
 
-        for some in batched(mine(), max(1, self.config.rollout_batch // 2)):
+        for some in batched(mine(), self.at_once):
             images = torch.cat([pair.images(size) for pair in some])
             parts.append(self.policy.encode_images(images))
             if tick is not None and tick():
@@ -123,15 +132,15 @@ class PreferenceTuner(Finetuner):
         cfg, ranks = self.config, self.ranks
         with self.policy.at_guidance(1.0), self.in_place(weights):
             pairs = self.prompts.held_out_pairs(count, cfg.seed)
-            for some in batched(pairs, max(1, cfg.rollout_batch // 2) * ranks.count):
+            for some in batched(pairs, self.at_once * ranks.count):
                 dealt = deal(ranks, len(some), 2, whole=True)
                 latents, cond = self.encoded(some, dealt)
                 group, reward = layout(len(some))
                 scores = self.forward_scores(
                     latents, cond, dealt, JUDGING_DRAWS, JUDGING, 0, first=sum(map(len, margins))
                 )
-                table = scores.table(self.policy.predict, cfg.micro_batch)
-                other = scores.table(self.policy.predict_reference, cfg.micro_batch)
+                table = scores.table(self.policy.predict, self.micro_batch)
+                other = scores.reference_table(self.policy, self.micro_batch)
                 even = torch.full((JUDGING_DRAWS,), 1 / JUDGING_DRAWS, dtype=torch.float64)
                 seen = Rollouts(table, other, reward, group, even, latents[0].numel())
                 margins.append(cast(DPO, self.objective).margins(table, seen))

@@ -16,7 +16,7 @@ eq. 12 and 16; v-prediction arXiv 2202.00512 appendix D.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class ReverseProcess:
     std: Tensor
     prediction_type: str
     clip_range: float | None
+    _placed: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Tables where networks compute, copied there once: a small copy stops a GPU's queue."""
 
     @property
     def num_steps(self) -> int:
@@ -66,7 +70,7 @@ class ReverseProcess:
         `step` (B,) int64 indexes the table, so a batch may mix timesteps.
         """
         output, x = output.float(), x_t.float()
-        a, s = self._at(self.sqrt_alpha, step, x), self._at(self.sqrt_noise, step, x)
+        a, s = self._at("sqrt_alpha", step, x), self._at("sqrt_noise", step, x)
         if self.prediction_type == "epsilon":
             eps, x0 = output, (x - s * output) / a
         elif self.prediction_type == "v_prediction":
@@ -77,29 +81,39 @@ class ReverseProcess:
             x0, eps = output, (x - a * output) / s
         if self.clip_range is not None:
             x0 = x0.clamp(-self.clip_range, self.clip_range)  # eps stays, as in scheduler.step
-        c_x0, c_eps, c_xt = (self._at(c, step, x) for c in (self.c_x0, self.c_eps, self.c_xt))
+        c_x0, c_eps, c_xt = (self._at(name, step, x) for name in ("c_x0", "c_eps", "c_xt"))
         return c_x0 * x0 + c_eps * eps + c_xt * x
 
     def std_at(self, step: Tensor, like: Tensor) -> Tensor:
         """Standard deviation of each sample's step, broadcastable against `like` (B, ...)."""
-        return self._at(self.std, step, like)
+        return self._at("std", step, like)
+
+    def timesteps_at(self, step: Tensor) -> Tensor:
+        """(B,) the scheduler's timesteps of the steps (B,), where `step` is."""
+        return self._table("timesteps", step.device)[step]
 
     def log_prob(self, x_prev: Tensor, mean: Tensor, step: Tensor) -> Tensor:
         """(B,) log N(x_prev; mean, std^2), averaged over dimensions (DDPO's convention), in nats.
 
         Multiply by D for the joint density. Deterministic steps give 0, never NaN.
         """
-        std = self._at(self.std, step, mean)
+        std = self._at("std", step, mean)
         noisy = std > DETERMINISTIC_STD
         safe = torch.where(noisy, std, torch.ones_like(std))
         z = (x_prev.float() - mean) / safe
         per_dim = -0.5 * z.square() - safe.log() - 0.5 * math.log(2 * math.pi)
         return torch.where(noisy, per_dim, torch.zeros_like(per_dim)).flatten(1).mean(1)
 
-    @staticmethod
-    def _at(table: Tensor, step: Tensor, like: Tensor) -> Tensor:
-        values = table.to(device=like.device, dtype=torch.float32)[step]
-        return values.reshape(-1, *[1] * (like.ndim - 1))
+    def _at(self, name: str, step: Tensor, like: Tensor) -> Tensor:
+        return self._table(name, like.device)[step].reshape(-1, *[1] * (like.ndim - 1))
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table by its name on `device`: float32, but timesteps as the scheduler has them."""
+        if (name, device) not in self._placed:
+            table = getattr(self, name)
+            dtype = table.dtype if name == "timesteps" else torch.float32
+            self._placed[name, device] = table.to(device, dtype)
+        return self._placed[name, device]
 
 
 def reverse_process(scheduler, num_inference_steps: int, eta: float = 1.0) -> ReverseProcess:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -144,7 +145,7 @@ class Share:
         """M."""
         return len(self.owner)
 
-    @property
+    @cached_property
     def mine(self) -> Tensor:
         """(m,) items that this rank owns, in order."""
         return (self.owner == self.ranks.index).nonzero().flatten()
@@ -175,17 +176,24 @@ class Share:
         """(H, ...) of the held rows, from what every rank knows of the rows dealt out (M, ...)."""
         return values[self.held.to(values.device)]
 
+    @property
+    def most(self) -> int:
+        """Items of the rank that has the most; the same on every rank."""
+        counts = torch.bincount(self.owner, minlength=self.ranks.count)
+        return int(counts.max()) if len(self) else 0
+
+    def part(self, first: int, last: int) -> Pass:
+        """This rank's items [first, last)."""
+        mine = self.mine[first:last]
+        if len(mine):
+            return Pass(mine, self.place[mine])
+        nothing = torch.zeros(1, dtype=torch.long)
+        return Pass(nothing, nothing, padding=True)
+
     def passes(self, size: int) -> Iterator[Pass]:
         """This rank's items, `size` at a time, in as many passes on every rank."""
-        mine = self.mine
-        counts = torch.bincount(self.owner, minlength=self.ranks.count)
-        for first in range(0, int(counts.max()) if len(self) else 0, size):
-            some = mine[first : first + size]
-            if len(some):
-                yield Pass(some, self.place[some])
-            else:
-                nothing = torch.zeros(1, dtype=torch.long)
-                yield Pass(nothing, nothing, padding=True)
+        for first in range(0, self.most, size):
+            yield self.part(first, first + size)
 
     def own(self, values: Tensor) -> Tensor:
         """(m, ...) of the items that this rank owns, of the held rows (H, ...)."""

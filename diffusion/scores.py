@@ -14,24 +14,37 @@ Shapes: M images, of which H are held; G prompts; S draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, DenoisingChain, Predictor, score_steps
-from diffusion.forward import Draws, ForwardProcess, denoise
+from diffusion.chain import Condition, DenoisingChain, Predictor, score_steps, sent
+from diffusion.fitting import Fitting, fitting
+from diffusion.forward import Denoised, Draws, ForwardProcess, denoise
+from diffusion.frozen_outputs import FrozenOutputs
 from diffusion.objective import ForwardObjective, Rollouts
 from diffusion.process import ReverseProcess
 from diffusion.ranks import Share, whole
 
 RATIO_PROBES = 16  # steps re-scored each epoch; cheap beside thousands
+Weights = Callable[[], AbstractContextManager[object]]  # the context in which weights are in place
+
+
+class Reference(Protocol):
+    """The reference of a policy; `ImagePolicy` has it."""
+
+    def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+    def as_reference(self) -> AbstractContextManager[Any]: ...
 
 
 def take(cond: Condition, rows: Tensor) -> Condition:
     """The conditioning of some rows."""
-    return {k: v[rows.to(v.device)] for k, v in cond.items()}
+    return {k: v[sent(rows, v.device)] for k, v in cond.items()}
 
 
 @dataclass(frozen=True)
@@ -49,22 +62,34 @@ class ChainScores:
     group: Tensor
     channels: Sequence[str] = ("log_prob",)
     share: Share | None = None
+    reference_weights: Weights = nullcontext
 
     def score(self, rows: Tensor, steps: Tensor) -> Tensor:
         """(m,) log-probs on the CPU, or (m, 2) with the closed-form KL per dimension."""
         cond = take(self.cond, self.group[rows])
         if "kl" not in self.channels:
             return score_steps(self.predict, self.process, self.chain, cond, rows, steps).cpu()
-        chain, process = self.chain, self.process
-        rows, steps = rows.to(chain.x.device), steps.to(chain.x.device)
-        x_t, x_prev = chain.x[steps, rows].float(), chain.x[steps + 1, rows].float()
-        t = process.timesteps.to(x_t.device)[steps]
-        mean = process.mean(self.predict(x_t, t, cond), x_t, steps)
-        with torch.no_grad():
-            other = process.mean(self.reference(x_t, t, cond), x_t, steps)
-        std = process.std_at(steps, mean).clamp_min(1e-12)
+        process, other = self.process, self._reference_means(rows, steps)
+        x_t, x_prev, at = self.chain.step(rows, steps)
+        mean = process.mean(self.predict(x_t, process.timesteps_at(at), cond), x_t, at)
+        std = process.std_at(at, mean).clamp_min(1e-12)
         kl = ((mean - other) / std).square().flatten(1).mean(1) / 2
-        return torch.stack([process.log_prob(x_prev, mean, steps), kl], 1).cpu()
+        return torch.stack([process.log_prob(x_prev, mean, at), kl], 1).cpu()
+
+    @cached_property
+    def _reference_means(self) -> FrozenOutputs:
+        def make(rows: Tensor, steps: Tensor) -> Tensor:
+            x_t, _, at = self.chain.step(rows, steps)
+            cond, process = take(self.cond, self.group[rows]), self.process
+            return process.mean(self.reference(x_t, process.timesteps_at(at), cond), x_t, at)
+
+        return FrozenOutputs(make, self.reference_weights)
+
+    def ahead(self, rows: Tensor, steps: Tensor, batch: Fitting) -> AbstractContextManager[None]:
+        """Within this context these steps will be scored in their order."""
+        if "kl" not in self.channels:
+            return nullcontext()
+        return self._reference_means.coming(rows, steps, batch)
 
     def at_rollout(self, rollouts: Rollouts) -> Tensor | None:
         """The table under the weights that drew the chains: what was stored while drawing."""
@@ -79,7 +104,8 @@ class ChainScores:
 class ForwardScores:
     """An objective's terms of finished images at draws of (t, eps) that a prompt's images share.
 
-    `group` (H,) is each image's row in `cond` and in `draws`.
+    `group` (H,) is each image's row in `cond` and in `draws`. `anchor` and `reference` compute with
+    the weights that are in place within `anchor_weights` and `reference_weights`.
     """
 
     objective: ForwardObjective
@@ -93,6 +119,8 @@ class ForwardScores:
     reference: Predictor | None = None
     rollout_table: Tensor | None = None
     share: Share | None = None
+    anchor_weights: Weights = nullcontext
+    reference_weights: Weights = nullcontext
 
     def score(self, rows: Tensor, columns: Tensor) -> Tensor:
         """(m,) or (m, C) terms on the CPU."""
@@ -102,7 +130,16 @@ class ForwardScores:
         """The table under the weights that drew the images, where it was made then."""
         return self.rollout_table
 
-    def table(self, predict: Predictor, micro_batch: int) -> Tensor:
+    @contextmanager
+    def ahead(self, rows: Tensor, columns: Tensor, batch: Fitting) -> Iterator[None]:
+        """Within this context these draws will be scored in their order."""
+        with ExitStack() as stack:
+            for frozen in (self._anchor_outputs, self._reference_outputs):
+                if frozen is not None:
+                    stack.enter_context(frozen.coming(rows, columns, batch))
+            yield
+
+    def table(self, predict: Predictor, micro_batch: int | Fitting) -> Tensor:
         """(M, S) or (M, S, C) terms of every image and draw under `predict`; no graph.
 
         Every process has the rows that it holds, and all get the whole table.
@@ -110,33 +147,70 @@ class ForwardScores:
         images, draws = len(self.sample), self.draws.at.shape[1]
         rows = torch.arange(images).repeat_interleave(draws)
         columns = torch.arange(draws).repeat(images)
-        with torch.no_grad():
-            parts = [
-                self._terms(predict, rows[i : i + micro_batch], columns[i : i + micro_batch]).cpu()
-                for i in range(0, len(rows), micro_batch)
-            ]
+        parts: list[Tensor] = []
+
+        def part(first: int, last: int) -> None:
+            some = slice(first, last)
+            parts.append(self._terms(predict, rows[some], columns[some]).cpu())
+
+        batch = fitting(micro_batch)
+        with torch.no_grad(), self.ahead(rows, columns, batch):
+            batch.over(len(rows), part)
         values = torch.cat(parts)
         values = values.reshape(images, draws, *values.shape[1:])
         return (self.share or whole(images)).gather(values)
 
+    def reference_table(self, policy: Reference, micro_batch: int | Fitting) -> Tensor:
+        """The table under the reference, within one switch of weights. Its distances to an average
+        of the weights mean nothing: the average is not asked."""
+        known: dict[str, Any] = {"reference_weights": nullcontext}
+        if self.anchor is not None:
+            known |= {"anchor": _zeros, "anchor_weights": nullcontext}
+        with policy.as_reference():
+            return replace(self, **known).table(policy.predict_reference, micro_batch)
+
     def _terms(self, predict: Predictor, rows: Tensor, columns: Tensor) -> Tensor:
-        denoised = denoise(
-            predict,
-            self.process,
-            self.sample,
-            self.draws,
-            self.group,
-            rows,
-            columns,
-            take(self.cond, self.group[rows]),
-            self.anchor,
-            self.reference,
-        )
-        return self.objective.terms(denoised)
+        def known(outputs: FrozenOutputs | None) -> Predictor | None:
+            return None if outputs is None else lambda x_t, t, cond: outputs(rows, columns)
+
+        frozen = known(self._anchor_outputs), known(self._reference_outputs)
+        return self.objective.terms(self._denoised(predict, rows, columns, *frozen))
+
+    def _denoised(
+        self,
+        predict: Predictor,
+        rows: Tensor,
+        columns: Tensor,
+        anchor: Predictor | None = None,
+        reference: Predictor | None = None,
+    ) -> Denoised:
+        cond = take(self.cond, self.group[rows])
+        data = self.sample, self.draws, self.group, rows, columns, cond
+        return denoise(predict, self.process, *data, anchor, reference)
+
+    @cached_property
+    def _anchor_outputs(self) -> FrozenOutputs | None:
+        return self._outputs(self.anchor, self.anchor_weights)
+
+    @cached_property
+    def _reference_outputs(self) -> FrozenOutputs | None:
+        return self._outputs(self.reference, self.reference_weights)
+
+    def _outputs(self, predict: Predictor | None, weights: Weights) -> FrozenOutputs | None:
+        if predict is None:
+            return None
+        return FrozenOutputs(lambda *pairs: self._denoised(predict, *pairs).output, weights)
+
+
+def _zeros(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    return torch.zeros_like(x_t)
 
 
 def probe(
-    scores: ChainScores | ForwardScores, rollouts: Rollouts, count: int
+    scores: ChainScores | ForwardScores,
+    rollouts: Rollouts,
+    count: int,
+    micro_batch: int | Fitting,
 ) -> tuple[Tensor, Tensor]:
     """`count` scores under the current weights, spread over images and steps; and the old."""
     used = (rollouts.step_weight > 0).expand(*rollouts.log_prob_old.shape)
@@ -146,19 +220,26 @@ def probe(
     rows, steps = rows[pick], steps[pick]
     share = scores.share or whole(len(rollouts.log_prob_old))
     held = torch.zeros(len(share.held), used.shape[1], dtype=rollouts.log_prob_old.dtype)
-    for some in share.items(rows).passes(count):
+    picked = share.items(rows)
+
+    def part(first: int, last: int) -> None:
+        some = picked.part(first, last)
         s = steps[some.items]
         again = scores.score(some.held, s).detach()
         if not some.padding:
             held[some.held, s] = (again if again.ndim == 1 else again[:, 0]).to(held.dtype)
+
+    fitting(micro_batch).over(picked.most, part)
     return share.gather(held)[rows, steps], rollouts.log_prob_old[rows, steps]
 
 
-def ratio_error(scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
+def ratio_error(
+    scores: ChainScores | ForwardScores, rollouts: Rollouts, micro_batch: int | Fitting
+) -> float:
     """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
 
     Before any update this is 0 up to arithmetic; anything near --clip means that the clip would act
     on rounding, not on learning.
     """
-    again, stored = probe(scores, rollouts, RATIO_PROBES)
+    again, stored = probe(scores, rollouts, RATIO_PROBES, micro_batch)
     return float((again - stored).abs().max())

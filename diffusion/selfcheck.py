@@ -62,7 +62,7 @@ def _check_ratio(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
     storage = DTYPES[cfg.storage_dtype]
     like = torch.empty(0, device=policy.device)
     x_t = draw(policy.latent_shape, noise, like).to(storage)
-    t = process.timesteps.to(policy.device)[steps]
+    t = process.timesteps_at(steps)
     with torch.no_grad():
         out = policy.predict(x_t.float(), t, cond)
         mean = process.mean(out, x_t.float(), steps)
@@ -148,7 +148,7 @@ def _check_margins(tuner: PreferenceTuner, report: CheckReport) -> None:
 
 def _check_ties(tuner: Finetuner, prompt: str, report: CheckReport) -> None:
     count = min(tuner.config.images_per_prompt, 4)
-    drawn = tuner.draw([prompt], count, CHECK, 2, reference=False)
+    drawn = tuner.draw([prompt], count, CHECK, 2, reference=False, path=False)
     images = tuner.policy.decode(drawn.chain.sample.float())
     group = torch.zeros(count, dtype=torch.long)
     said = tuner.ask("reward", Held(images, drawn.share, [prompt] * count), group)

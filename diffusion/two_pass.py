@@ -17,19 +17,27 @@ in between, so that c is the same everywhere; the sum of the processes' gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from diffusion.fitting import Fitting, fitting
 from diffusion.objective import Objective, Rollouts
 from diffusion.ranks import Share, whole
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]  # held rows (m,), steps (m,) -> (m,) or (m, C)
 Backward = Callable[[Tensor, Tensor], None]
+# What will be scored in which order, and how much at a time.
+Ahead = Callable[[Tensor, Tensor, Fitting], AbstractContextManager[None]]
 
 
 def log_probs(
-    score: ScoreFn, rollouts: Rollouts, micro_batch: int, share: Share | None = None
+    score: ScoreFn,
+    rollouts: Rollouts,
+    micro_batch: int | Fitting,
+    share: Share | None = None,
+    ahead: Ahead | None = None,
 ) -> Tensor:
     """Pass 1: (M, T) or (M, T, C) under the current weights, no graph; unused steps stay 0."""
     out: Tensor | None = None
@@ -37,14 +45,21 @@ def log_probs(
     share = share or whole(len(old))
     used = (rollouts.step_weight > 0).expand(*old.shape)
     rows, steps = used.nonzero(as_tuple=True)
-    with torch.no_grad():
-        for some in share.items(rows).passes(micro_batch):
-            s = steps[some.items]
-            values = score(some.held, s).to(old.dtype)
-            if out is None:
-                out = values.new_zeros(len(share.held), old.shape[1], *values.shape[1:])
-            if not some.padding:
-                out[some.held, s] = values
+    held = share.items(rows)
+
+    def part(first: int, last: int) -> None:
+        nonlocal out
+        some = held.part(first, last)
+        s = steps[some.items]
+        values = score(some.held, s).to(old.dtype)
+        if out is None:
+            out = values.new_zeros(len(share.held), old.shape[1], *values.shape[1:])
+        if not some.padding:
+            out[some.held, s] = values
+
+    batch = fitting(micro_batch)
+    with torch.no_grad(), _ahead(ahead, held, steps, batch):
+        batch.over(held.most, part)
     assert out is not None, "a table without steps"
     return share.gather(out)
 
@@ -53,11 +68,13 @@ def two_pass_backward(
     score: ScoreFn,
     objective: Objective,
     rollouts: Rollouts,
-    micro_batch: int,
+    micro_batch: int | Fitting,
     *,
     current: Tensor | None = None,
     backward: Backward = Tensor.backward,
     share: Share | None = None,
+    ahead: Ahead | None = None,
+    restart: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Accumulate dL/d(weights) into `.grad` and return the objective's metrics.
 
@@ -66,7 +83,14 @@ def two_pass_backward(
     and their cotangents. An objective that is `linear` in its table needs no pass 1; the numbers
     that its metrics are made of are those of pass 2. `share` says who holds which of the M rows; by
     default this process holds all of them.
+
+    `ahead` is told which pairs will be scored in which order. Where memory runs out in a backward
+    pass, a part of a micro-batch may be in `.grad` already: `restart` sets it to what it was
+    before, and pass 2 begins again with smaller micro-batches. A `micro_batch` that is found needs
+    it.
     """
+    batch = fitting(micro_batch)
+    assert restart is not None or not batch.auto, "an interrupted backward pass has to be undone"
     share = share or whole(len(rollouts.log_prob_old))
     linear = current is None and getattr(objective, "linear", False)
     if linear:
@@ -74,7 +98,7 @@ def two_pass_backward(
         shape = (*rollouts.log_prob_old.shape, count) if count > 1 else rollouts.log_prob_old.shape
         numbers = torch.zeros(shape, dtype=rollouts.log_prob_old.dtype)
     else:
-        numbers = log_probs(score, rollouts, micro_batch, share) if current is None else current
+        numbers = log_probs(score, rollouts, batch, share, ahead) if current is None else current
     leaf = numbers.detach().clone().requires_grad_(True)
     loss, metrics = objective(leaf, rollouts)
     (cotangent,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -82,12 +106,33 @@ def two_pass_backward(
         return metrics
     used = cotangent if cotangent.ndim == 2 else cotangent.abs().sum(-1)
     rows, steps = used.nonzero(as_tuple=True)
-    held = numbers.new_zeros(len(share.held), *numbers.shape[1:]) if linear else None
-    for some in share.items(rows).passes(micro_batch):
+    table = numbers.new_zeros(len(share.held), *numbers.shape[1:]) if linear else None
+    held = share.items(rows)
+
+    def part(first: int, last: int) -> None:
+        some = held.part(first, last)
         r, s = rows[some.items], steps[some.items]
         values = score(some.held, s)
         weight = cotangent[r, s].to(values.dtype)
         backward(values, torch.zeros_like(weight) if some.padding else weight)
-        if held is not None and not some.padding:
-            held[some.held, s] = values.detach().to(numbers.dtype)
-    return metrics if held is None else objective(share.gather(held), rollouts)[1]
+        if table is not None and not some.padding:
+            table[some.held, s] = values.detach().to(numbers.dtype)
+
+    with _ahead(ahead, held, steps, batch):
+        batch.over(held.most, part, restart)
+    return metrics if table is None else objective(share.gather(table), rollouts)[1]
+
+
+def _ahead(
+    ahead: Ahead | None, held: Share, steps: Tensor, batch: Fitting
+) -> AbstractContextManager[None]:
+    """Within this context the pairs that this process holds, padded as `Share.part` does it, are
+    known to be coming."""
+    if ahead is None:
+        return nullcontext()
+    rows, columns = held.place[held.mine], steps[held.mine]
+    padding = held.most - len(rows)
+    if padding:
+        rows = torch.cat([rows, rows.new_zeros(padding)])
+        columns = torch.cat([columns, steps[:1].expand(padding)])
+    return ahead(rows, columns, batch)

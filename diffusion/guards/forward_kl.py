@@ -25,12 +25,14 @@ Shapes: M samples, of which H are held; S draws of (t, eps) for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition, Predictor, draw
+from diffusion.chain import Condition, Predictor, draw, sent
+from diffusion.fitting import Fitting, fitting
 from diffusion.forward import EDGE, ForwardProcess, forward_process
 from diffusion.ranks import Share, whole
 from diffusion.scores import take
@@ -48,6 +50,7 @@ class Policy(Protocol):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
     def predict_reference(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+    def as_reference(self) -> AbstractContextManager[Any]: ...
 
 
 def spread_times(process: ForwardProcess, count: int) -> tuple[Tensor, Tensor]:
@@ -76,8 +79,10 @@ def forward_kl(
     generators: Sequence[torch.Generator],
     *,
     draws: int = 1,
-    batch: int = 64,
+    batch: int | Fitting = 64,
+    group: Tensor | None = None,
     share: Share | None = None,
+    reference_weights: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """KL from the reference in nats per image: (M,) float64, whose mean is the estimate.
 
@@ -88,32 +93,46 @@ def forward_kl(
         predict, reference: the two networks, guidance included.
         process: the scheduler's forward process.
         samples: (H, ...) clean samples that the policy drew.
-        cond: one row for each of `samples`.
+        cond: one row for each of `samples`, or for each group; it is where networks compute.
         generators: M, one for each sample's noise.
         draws: S, times and noises for each sample.
         batch: samples of one pass.
+        group: (H,) the row of `cond` of each of `samples`; None where there is one for each.
         share: which of M samples are held by whom; without it, `samples` are all of them.
+        reference_weights: entered once around the passes of `reference`.
     """
     share = share or whole(len(samples))
     count = len(share)
     rows, columns = torch.arange(count).repeat_interleave(draws), torch.arange(draws).repeat(count)
     at, weight = spread_times(process, count * draws)
-    like = torch.empty(0, device=samples.device)
-    noise = torch.zeros(len(samples), draws, *samples.shape[1:], device=samples.device)
+    device = next((value.device for value in cond.values()), samples.device)
+    like = torch.empty(0, device=device)
+    noise = torch.zeros(len(samples), draws, *samples.shape[1:], device=device)
     for row in share.mine:
         noise[share.place[row]] = draw(samples.shape[1:], [generators[row]] * draws, like)
-    found = torch.zeros(len(samples), draws, dtype=torch.float64)
-    for some in share.items(rows).passes(batch):
-        times, column = at[some.items], columns[some.items]
-        held = some.held.to(samples.device)
-        x_t = process.noised(samples[held].float(), noise[held, column.to(held.device)], times)
-        t = process.timestep[times].to(samples.device)
-        here = take(cond, some.held)
-        apart = predict(x_t, t, here).float() - reference(x_t, t, here).float()
-        if not some.padding:
-            squared = apart.square().flatten(1).mean(1).double().cpu()
-            found[some.held, column] = squared * weight[some.items]
-    return share.gather(found).mean(1) * samples[0].numel()
+    held = share.items(rows)
+
+    def said(network: Predictor) -> Tensor:
+        outputs = torch.zeros_like(noise)
+
+        def part(first: int, last: int) -> None:
+            some = held.part(first, last)
+            row, column = some.held, sent(columns[some.items], device)
+            clean, place = sent(samples[sent(row, samples.device)], device), sent(row, device)
+            x_t = process.noised(clean.float(), noise[place, column], at[some.items])
+            t = process.timesteps_at(at[some.items], device)
+            output = network(x_t, t, take(cond, row if group is None else group[row])).float()
+            if not some.padding:
+                outputs[place, column] = output
+
+        fitting(batch).over(held.most, part)
+        return outputs
+
+    policy = said(predict)
+    with reference_weights or nullcontext():
+        apart = policy - said(reference)
+    found = share.gather(apart.square().flatten(2).mean(2).double().cpu())
+    return (found * weight.view(count, draws)).mean(1) * samples[0].numel()
 
 
 def policy_kl(
@@ -123,7 +142,8 @@ def policy_kl(
     generators: Sequence[torch.Generator],
     *,
     draws: int = 1,
-    batch: int = 64,
+    batch: int | Fitting = 64,
+    group: Tensor | None = None,
     share: Share | None = None,
 ) -> Tensor:
     """`forward_kl` of a policy from its reference, at latents (H, ...) that it drew."""
@@ -136,7 +156,9 @@ def policy_kl(
         generators,
         draws=draws,
         batch=batch,
+        group=group,
         share=share,
+        reference_weights=policy.as_reference(),
     )
 
 
@@ -147,7 +169,7 @@ def epoch_kl(
     group: Tensor,
     seed: int,
     epoch: int,
-    batch: int,
+    batch: int | Fitting,
     share: Share | None = None,
 ) -> float:
     """`policy_kl` by some of an epoch's images: latents (H, ...) of the rows `group` (H,) of
@@ -156,5 +178,6 @@ def epoch_kl(
     rows = torch.linspace(0, len(share) - 1, min(EPOCH_IMAGES, len(share))).long()
     streams = generators(seed, KL_TRAINING, epoch, range(len(rows)))
     some, stay = share.kept(rows)
-    picked, here = samples[stay.to(samples.device)], take(cond, group[stay])
-    return float(policy_kl(policy, picked, here, streams, batch=batch, share=some).mean())
+    picked = samples[stay.to(samples.device)]
+    each = policy_kl(policy, picked, cond, streams, batch=batch, group=group[stay], share=some)
+    return float(each.mean())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
@@ -107,6 +108,8 @@ class Reward:
     ) -> None:
         self.expression, self.normalised = expression, combine == "normalised"
         self._functions: dict[str, Adapted] = {}
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        """The context of every call, in which networks are where they compute."""
         own: list[Part] = []
         for weight, label, function in terms:
             unique = _unique(label, self._functions)
@@ -121,6 +124,12 @@ class Reward:
         self._logged: dict[str, str] = {}
         for label in self._functions:
             self._logged[label] = _unique(_loggable(label), set(self._logged.values()))
+
+    def moving(self, around: Callable[[], AbstractContextManager[None]]) -> Reward:
+        """The same reward, whose calls are within `around()`."""
+        other = copy(self)
+        other.around = around
+        return other
 
     @property
     def labels(self) -> list[str]:
@@ -181,11 +190,13 @@ class Reward:
         require_finite_images(images, prompts)
         scores: dict[str, Tensor] = {}
         details: dict[str, dict[str, Tensor]] = {}
-        for label, function in self._functions.items():
-            if function.group:
-                scores[label], details[label] = _by_group(label, function, images, prompts, group)
-            else:
-                scores[label], details[label] = judged(label, function, images, prompts)
+        with self.around():
+            for label, function in self._functions.items():
+                if function.group:
+                    found = _by_group(label, function, images, prompts, group)
+                else:
+                    found = judged(label, function, images, prompts)
+                scores[label], details[label] = found
         return scores, details
 
 

@@ -32,9 +32,9 @@ def ddpo_epoch(tuner: Finetuner) -> None:
     cfg, policy = tuner.config, tuner.policy
     prompts = tuner.prompts.train(tuner.epoch, cfg.prompts_per_epoch, cfg.seed)
     repeated = [prompt for prompt in prompts for _ in range(cfg.images_per_prompt)]
-    chains, conds, rewards = [], [], []
-    for first in range(0, len(repeated), cfg.rollout_batch):
-        batch = repeated[first : first + cfg.rollout_batch]
+    chains, conds, rewards, size = [], [], [], tuner.rollout_batch.size
+    for first in range(0, len(repeated), size):
+        batch = repeated[first : first + size]
         cond = policy.encode(batch)
         chain = sample_chain(
             policy.predict,
@@ -73,7 +73,7 @@ def current(tuner: Finetuner, chain: DenoisingChain, cond: Condition) -> Tensor:
     """(M, T) log-probs of stored chains under the current weights, batch by batch."""
     parts = []
     with torch.no_grad():
-        for rows in torch.arange(chain.x.shape[1]).split(tuner.config.micro_batch):
+        for rows in torch.arange(chain.x.shape[1]).split(tuner.micro_batch.size):
             part = DenoisingChain(chain.x[:, rows], chain.log_prob[rows])
             parts.append(
                 score_chain(tuner.policy.predict, tuner.process, part, take(cond, rows)).cpu()
@@ -90,7 +90,7 @@ def coefficients(tuner: Finetuner, log_prob: Tensor, rollouts: Rollouts) -> Tens
 
 def backward(tuner: Finetuner, chain: DenoisingChain, cond: Condition, table: Tensor) -> None:
     """Accumulate the gradient: for each batch of images, for each timestep."""
-    for rows in torch.arange(chain.x.shape[1]).split(tuner.config.micro_batch):
+    for rows in torch.arange(chain.x.shape[1]).split(tuner.micro_batch.size):
         embeds = take(cond, rows)
         for step in range(tuner.process.num_steps):
             if tuner.weights[step] == 0:

@@ -158,7 +158,7 @@ def draw_untrained(
     Candidate 0 has the noise of every evaluation; the others have their own.
     """
     policy = tuner.policy
-    with policy.full_size():
+    with policy.full_size(), policy.as_reference():  # one switch of weights for all steps
         drawn = tuner.draw(
             prompts,
             1,
@@ -168,6 +168,7 @@ def draw_untrained(
             process=tuner.drawing.process_of_evaluations(),
             predict=policy.predict_reference,
             tick=tick,
+            path=False,
         )
         return Held(policy.decode(drawn.chain.sample.float()), drawn.share, prompts)
 

@@ -64,6 +64,7 @@ def complete(config: Finetune, given: Given | None = None) -> Finetune:
     """
     from diffusion.errors import InputError
     from genpol.commands.finetune.family import advice
+    from genpol.commands.finetune.memory import for_device
     from genpol.finetuning.control_options import parse_scales
     from offline.option_check import check_numbers
 
@@ -74,7 +75,7 @@ def complete(config: Finetune, given: Given | None = None) -> Finetune:
     paired = config.pairs is not None
     facts = advice(config, given.pipeline, given.family)
     usual = recommended(config.model, config.algorithm, facts, pairs=paired)
-    config = config.resolved(usual)
+    config = for_device(config, usual).resolved(usual)
     if config.lora and (config.lora_alpha is not None or config.lora_dora):
         raise InputError(
             "--lora-alpha and --lora-dora are of a new LoRA; a run from --lora keeps those that "
@@ -118,6 +119,7 @@ def build(
     from diffusion.judging import not_here, parse_ranks
     from diffusion.loading import fingerprint, load_pipeline, prepare_pipeline
     from diffusion.lora import lora_fingerprint
+    from diffusion.offload import parse_offload
     from diffusion.pipelines import ImagePolicy
     from diffusion.preference_tuning import PreferenceTuner
     from diffusion.preferences.source import load_pairs
@@ -219,6 +221,7 @@ def build(
         width=config.width,
         train_resolution=config.train_resolution,
         max_sequence_length=config.max_sequence_length,
+        offload=parse_offload(config.offload),
     )
     if config.pairs is not None:
         return PreferenceTuner(policy, reward, prompts, config, gold, **several), identity
@@ -242,6 +245,7 @@ def work(
     from diffusion.families import family_class
     from diffusion.loading import denoiser_config
     from genpol.commands.finetune.family import family_of
+    from genpol.commands.finetune.memory import typical_size
 
     pipeline = None if given is None else given.pipeline
     if pipeline is None:
@@ -249,7 +253,7 @@ def work(
     else:
         kind = family_of(config, given.family) or family_class(type(pipeline).__name__)
         found = getattr(pipeline, kind.denoiser_name).config
-    return drawing(config, found, config.micro_batch)
+    return drawing(config, found, typical_size(config))
 
 
 @on_this_machine(work)
@@ -271,6 +275,7 @@ def train(
 
     from diffusion.errors import InputError
     from diffusion.finetune import Stopped
+    from diffusion.fitting import memory_said
     from diffusion.ranks import Ranks
     from diffusion.selfcheck import self_check
     from diffusion.trained_weights import digest
@@ -332,7 +337,7 @@ def train(
         session.restore()
         if "export" in changed:
             session.save_for_users()
-        with session.keeping():
+        with session.keeping(), memory_said():
             if tuner.epoch >= config.epochs:
                 done = f"{config.output} has already run {tuner.epoch} epochs"
                 print(f"{done}; raise --epochs to go on")

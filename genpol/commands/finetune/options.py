@@ -14,7 +14,7 @@ from offline.ranges import Count, Decay, Few, Threads
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
     "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
-    "reward_ranks",
+    "reward_ranks", "rollout_batch", "micro_batch", "chains_on", "offload",
     "stop_patience", "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt_column", "pair_columns", "held_out", "eval_prompts"),
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
-        "storage_dtype",
+        "storage_dtype", "chains_on", "offload",
     ),
     "evaluation": (
         "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
@@ -53,9 +53,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "run": ("checkpoint_every", "keep_checkpoints", "threads", "reward_ranks", *WANDB),
 }  # fmt: skip
 # What help shows for settings that the model decides.
-DEFAULT_TEXTS = recommended_texts() | {
-    name: f"{TINY[name]} for tiny; other models need it" for name in ("reward", "prompts")
-}
+_RECOMMENDED = recommended_texts()
+DEFAULT_TEXTS = (
+    _RECOMMENDED
+    | {name: f"{TINY[name]} for tiny; other models need it" for name in ("reward", "prompts")}
+    | {
+        name: f"auto on a GPU, else {_RECOMMENDED[name]}"
+        for name in ("rollout_batch", "micro_batch")
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,8 @@ class Finetune(FinetuneConfig, WandbOptions):
     output: Path = Path("runs/finetune")
     """Run folder. The weights are left in its lora/ or unet/."""
     resume: Path | None = None
-    """Run folder to go on with, bit for bit. --epochs and --stop-patience may be raised.
+    """Run folder to go on with, bit for bit. --epochs and --stop-patience may be raised. Where
+    memory runs out, --rollout-batch, --micro-batch, --chains-on and --offload may be others.
     --learning-rate, --max-grad-norm and --autocast may be others, where the run diverged. Default:
     a new run."""
     checkpoint_every: Count = 5

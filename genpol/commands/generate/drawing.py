@@ -117,6 +117,8 @@ def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str,
 
     A prompt's own negative prompt counts before the one of `call`.
     """
+    from contextlib import nullcontext
+
     import torch
 
     from diffusion.prompts.prompt import negative_of
@@ -138,9 +140,9 @@ def draw_images(pipe: Any, prompts: list[str], seeds: list[int], call: dict[str,
             # None, not "": SDXL then zeroes the negative embedding, as it does in fine-tuning.
             options["negative_prompt"] = [negatives[i] for i in rows] if some else None
             generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
-            found = pipe(
-                [prompts[i] for i in rows], generator=generators, output_type="pt", **options
-            ).images
+            texts = [prompts[i] for i in rows]
+            with nullcontext() if drawn is None else drawn.in_pieces():
+                found = pipe(texts, generator=generators, output_type="pt", **options).images
             for i, image in zip(rows, found.float().cpu(), strict=True):
                 images[i] = image
     return torch.stack(images)

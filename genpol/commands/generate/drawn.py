@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,13 +68,20 @@ class Drawn:
             )
         self.size = {name: sizes[name] for name in ("height", "width") if sizes[name]}
 
+    def in_pieces(self) -> AbstractContextManager[None]:
+        """Within this context the pipeline's own call decodes no more than fits at a time."""
+        from diffusion.decoding import in_pieces
+
+        return in_pieces(getattr(self.policy.pipe, "vae", None), self.policy.family.image_size)
+
     def __call__(self, prompts: list[str], seeds: list[int]) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] on the CPU."""
         import torch
 
-        from diffusion.chain import sample_chain
+        from diffusion.chain import DenoisingChain, sample_chain
 
-        policy = self.policy
+        policy, steps = self.policy, self.process.num_steps
+        room: dict[str, Any] = {"device": policy.device, "path": False}
         chain = sample_chain(
             policy.predict,
             self.process,
@@ -81,5 +89,6 @@ class Drawn:
             policy.latent_shape,
             [torch.Generator().manual_seed(seed) for seed in seeds],
             device=policy.device,
+            into=DenoisingChain.empty(len(seeds), policy.latent_shape, steps, **room),
         )
         return policy.decode(chain.sample)
