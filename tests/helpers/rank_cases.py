@@ -1,8 +1,8 @@
 """Runs of the tiny pipelines in one process or in several, which must agree.
 
-As a script it is one of the processes: `python rank_cases.py FOLDER [COMMAND...]` with a launcher's
-environment. It leaves the numbers of each case in FOLDER/NAME.INDEX.safetensors, and then runs a
-command of `genpol`.
+As a script it is one of the processes: `python rank_cases.py FOLDER COMMAND...` with a launcher's
+environment. It leaves the numbers of each of CASES in FOLDER/NAME.INDEX.safetensors, and then runs
+a command of `genpol`; with "long" as the command, those of LONG_CASES alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,33 @@ CASES: dict[str, dict[str, Any]] = {
     "awm": {**AWM},
     "awm full": {**AWM, **FULL},
 }
+COMMON = {"draws": 2, "kl_weight": 0.0}
+LONG_CASES: dict[str, dict[str, Any]] = {
+    "ddpo": {"algorithm": "ddpo", **COMMON, "clip": 1e-2},
+    "grpo": {"algorithm": "grpo", "clip": 1e-2, "kl_weight": 0.01, "normalise_ratio": True},
+    "rtb": {"algorithm": "rtb", **COMMON},
+    "prdp-forward": {"algorithm": "prdp-forward", **COMMON},
+    "nft": {"algorithm": "nft", **COMMON, "kl_weight": 0.01},
+    "pairs": {"algorithm": "dpo", **COMMON, "prompts_per_epoch": 5, "beta": 500.0, "reward": None},
+    "filter": {"filter": "best-worst", "filter_keep": 1},
+    "filter of one": {"filter": "best-worst", "filter_keep": 1, "prompts_per_epoch": 1},
+    "forward filter": {**AWM, "filter": "best-worst", "filter_keep": 1},
+    "one prompt, two images": {"prompts_per_epoch": 1, "images_per_prompt": 2},
+    "dropout": {"lora_dropout": 0.3},
+    "average": {"ema": 0.5, "inner_steps": 2},
+    "target": {"algorithm": "grpo", "kl_weight": 0.1, "kl_target": 1e-3},
+    "groups": {"reward": "1000*tiny_rewards:brightness+tiny_rewards:ranked"},
+    "normalised": {
+        "reward": "1000*tiny_rewards:brightness+tiny_rewards:ranked",
+        "combine": "normalised",
+        "reward_ranks": "1",
+    },
+    "evaluation": {
+        "eval_images": 16,
+        "reward_ranks": "0,2",
+        "gold_reward": "jpeg_compressibility,tiny_rewards:brightness",
+    },
+}
 
 
 def tuner_of(ranks: Any = None, **options: Any):
@@ -51,7 +79,11 @@ def tuner_of(ranks: Any = None, **options: Any):
 
     from genpol.commands.finetune.command import Given, build
 
-    config = small_config(**(OPTIONS | options))
+    config = small_config(**{k: v for k, v in (OPTIONS | options).items() if v is not None})
+    if options.get("reward", "") is None:
+        config = replace(config, reward=None)
+    if config.reward_ranks is not None and ranks is None:
+        config = replace(config, reward_ranks=None)
     if config.pairs is not None:
         return build(config, Given(pipeline=tiny_sd()), ranks)[0]
     return build(config, Given(pipeline=tiny_sd(), prompts=PROMPTS), ranks)[0]
@@ -59,6 +91,8 @@ def tuner_of(ranks: Any = None, **options: Any):
 
 def numbers(tuner: Any, epochs: int = 1) -> dict[str, Tensor]:
     """What a few epochs of a tuner come to: rewards, losses, gradients, weights, an evaluation."""
+    from genpol.finetuning.controls import best_of_k
+
     found: dict[str, Tensor] = {}
     step = tuner.trained.step
 
@@ -84,6 +118,8 @@ def numbers(tuner: Any, epochs: int = 1) -> dict[str, Tensor]:
         result = tuner.evaluate(tuner.config.eval_images)
         found |= {f"eval/{name}": values for name, values in result.rewards.items()}
         found |= {f"eval/{name}": torch.tensor(value) for name, value in result.measures.items()}
+        best = best_of_k(tuner, 3, 5).scores
+        found |= {f"best of 3/{name}": torch.from_numpy(scores) for name, scores in best.items()}
     found |= {f"weights {n}": p.detach().clone() for n, p in tuner.trained.parameters.items()}
     return found
 
@@ -163,8 +199,12 @@ def deadly(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), CASES, CASES)
-    if len(sys.argv) > 2:
+    if sys.argv[2] == "long":
+        pairs = Path(sys.argv[1]) / "pairs.jsonl"
+        LONG_CASES["pairs"]["pairs"] = str(pairs)
+        run(Path(sys.argv[1]), LONG_CASES, LONG_CASES)
+    else:
+        run(Path(sys.argv[1]), CASES, CASES)
         from genpol.cli import main
 
         sys.exit(main(sys.argv[2:]))

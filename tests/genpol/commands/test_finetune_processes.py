@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from rank_cases import CASES, assert_same, numbers, read, start, tuner_of
+from pair_files import pair_file
+from rank_cases import CASES, LONG_CASES, assert_same, numbers, read, start, tuner_of
 from rank_cases import __file__ as script
 from small_runs import SMALL, checkpoint, finetune, lasting, resume, words
 
@@ -61,3 +62,25 @@ def test_a_killed_process_ends_the_run_which_one_process_goes_on_with(
                 assert float(both[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
     both, alone = checkpoint(folder / "run"), checkpoint(tmp_path / "one")
     assert both[0] == alone[0] == 2 and both[1].keys() == alone[1].keys()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    pair_file(folder)
+    for process in start([script, str(folder), "long"], 3):
+        assert process.communicate(timeout=1200) and process.returncode == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG_CASES)
+def test_three_processes_equal_one_with_every_objective_and_guard(name, three):
+    options = dict(LONG_CASES[name])
+    if name == "pairs":
+        options["pairs"] = str(three / "pairs.jsonl")
+    one = numbers(tuner_of(**options))
+    found = read(three, name, 3)
+    assert_same(one, found[0])
+    for other in found[1:]:
+        assert_same(found[0], other, 0)
