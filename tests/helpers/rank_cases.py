@@ -132,10 +132,10 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
     sizes: dict[str, float] = {}
     for name, value in one.items():
         kind = name.rsplit(" ", 1)[0] if name.startswith(("gradient", "weights")) else name
-        if not value.isnan().all():
-            gap = float((value.double() - other[name].double()).square().sum())
-            apart[kind] = apart.get(kind, 0.0) + gap
-            sizes[kind] = sizes.get(kind, 0.0) + float(value.double().square().sum())
+        assert torch.equal(value.isnan(), other[name].isnan()), name
+        a, b = value.double().nan_to_num(), other[name].double().nan_to_num()
+        apart[kind] = apart.get(kind, 0.0) + float((a - b).square().sum())
+        sizes[kind] = sizes.get(kind, 0.0) + float(a.square().sum())
     for kind, gap in apart.items():
         size = sizes[kind] if kind.startswith("gradient") else max(1.0, sizes[kind])
         assert size > 0 or gap == 0, kind
