@@ -24,6 +24,8 @@ class InputError(ValueError):
 class Diverged(InputError):
     """Fine-tuning that has become NaN or infinite; says what, when, and what to try."""
 
+    agreed = True  # of several processes of a run, all see the same numbers
+
 
 class RewardError(InputError):
     """A reward that raised, or returned NaN or the wrong shape; names the offending prompt."""

@@ -179,7 +179,7 @@ class Lifeline:
         if self._left.is_set():
             return
         lost = self.lost
-        if lost is not None and lost.speaks and not self._noticed.is_set():
+        if lost is not None and lost.speaks:
             print(f"error: {lost}; continue with --resume", file=sys.stderr, flush=True)
         os._exit(LostProcess.exit_code)
 

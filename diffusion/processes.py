@@ -49,7 +49,7 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
     try:
         yield ranks
         ranks.wait()
-    except Exception as error:
+    except Exception as error:  # in a collective that is not one of `Ranks`, perhaps
         cut = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
         if cut and (lost := ranks.lifeline.loss()) is not None:
             ranks.leave(lost)
@@ -89,9 +89,19 @@ class Processes(Ranks):
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl" if gpu else "cpu:gloo"
         if not dist.is_initialized():  # as it is when one script makes two runs
-            dist.init_process_group(backend)
+            try:
+                dist.init_process_group(backend)
+            except RuntimeError as error:
+                where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                raise InputError(
+                    f"process {index} of {count} does not find the others at {where} "
+                    f"({shown(error, 300)}): have all been started, with one address and port?"
+                ) from error
             atexit.register(_destroy)
-        PartialState(cpu=not gpu)  # what accelerate's own objects will find
+        try:
+            PartialState(cpu=not gpu)  # what accelerate's own objects will find
+        except NotImplementedError as error:  # of cards that it wants other settings of NCCL for
+            raise InputError(shown(error, 500)) from error
         self._cpu = dist.new_group(backend="gloo", timeout=PATIENCE)
         second = int(index == local)  # beside the first process on its machine
         self.lifeline = Lifeline(index, count, speaker=local == second)

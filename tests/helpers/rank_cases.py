@@ -170,6 +170,15 @@ def start(
     ]
 
 
+def said(started: list[subprocess.Popen], seconds: float) -> list[tuple[str, str]]:
+    """What processes print until they end, on both streams; all are ended after `seconds`."""
+    try:
+        return [process.communicate(timeout=seconds) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
 def read(folder: Path, name: str, count: int) -> list[dict[str, Tensor]]:
     """The numbers that each process left of a case."""
     return [load_file(folder / f"{name}.{i}.safetensors") for i in range(count)]

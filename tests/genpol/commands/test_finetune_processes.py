@@ -6,7 +6,7 @@ import json
 
 import pytest
 from pair_files import pair_file
-from rank_cases import CASES, LONG_CASES, assert_same, numbers, read, start, tuner_of
+from rank_cases import CASES, LONG_CASES, assert_same, numbers, read, said, start, tuner_of
 from rank_cases import __file__ as script
 from small_runs import SMALL, checkpoint, finetune, lasting, resume, words
 
@@ -25,8 +25,8 @@ def pair(models, prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     options = {**SMALL, **RUN, "model": models["sd"], "prompts": prompts, "output": folder / "run"}
     started = start([script, str(folder), "finetune", *words(**options)], 2)
-    said = [process.communicate(timeout=120) for process in started]
-    return folder, [process.returncode for process in started], said
+    words_of_both = said(started, 300)
+    return folder, [process.returncode for process in started], words_of_both
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -42,12 +42,12 @@ def test_a_killed_process_ends_the_run_which_one_process_goes_on_with(
     pair, models, prompts, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("genpol.finetuning.session.write_page", lambda folder: folder)
-    folder, codes, said = pair
-    assert codes == [1, -9], said
-    (line,) = [one for one in said[0][1].splitlines() if one.startswith("error")]
+    folder, codes, printed = pair
+    assert codes == [1, -9], printed
+    (line,) = [one for one in printed[0][1].splitlines() if one.startswith("error")]
     assert "process 1 of 2" in line and "ended without a word" in line
     assert "checkpoint of epoch 1 is kept; continue with --resume" in line
-    assert said[1][0] == "" and "error" not in said[1][1]  # only the first process speaks
+    assert printed[1][0] == "" and "error" not in printed[1][1]  # only the first process speaks
     assert json.loads((folder / "run" / "config.json").read_text())["processes"] == 2
 
     assert resume(folder / "run") == 0
@@ -68,8 +68,9 @@ def test_a_killed_process_ends_the_run_which_one_process_goes_on_with(
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     pair_file(folder)
-    for process in start([script, str(folder), "long"], 3):
-        assert process.communicate(timeout=1200) and process.returncode == 0
+    started = start([script, str(folder), "long"], 3)
+    printed = said(started, 1200)
+    assert [process.returncode for process in started] == [0, 0, 0], printed
     return folder
 
 
