@@ -93,6 +93,8 @@ class Units:
         """
         self._seen += len(act)
         least, most = torch.aminmax(act)
+        if not act.is_cpu:
+            least, most = torch.stack((least, most)).cpu()  # to wait once
         if float(least) >= self._surely[0] and float(most) <= self._surely[1]:
             return  # the usual case, in one pass
         self._on(act.device)
