@@ -22,6 +22,7 @@ from diffusion.errors import shown
 from diffusion.process import ReverseProcess
 
 Condition = dict[str, Tensor]  # each (B, ...)
+PINNED = ("cuda",)  # devices to which a copy from page-locked memory does not wait
 Predictor = Callable[[Tensor, Tensor, Condition], Tensor]  # x_t (B, ...), t (B,), cond -> output
 
 
@@ -151,7 +152,7 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     """`values` on `device`; from host memory to a GPU the copy does not stop its queue."""
     if values.device == device:
         return values
-    if device.type == "cuda" and values.device.type == "cpu":
+    if device.type in PINNED and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
