@@ -57,10 +57,7 @@ _RECOMMENDED = recommended_texts()
 DEFAULT_TEXTS = (
     _RECOMMENDED
     | {name: f"{TINY[name]} for tiny; other models need it" for name in ("reward", "prompts")}
-    | {
-        name: f"auto on a GPU, else {_RECOMMENDED[name]}"
-        for name in ("rollout_batch", "micro_batch")
-    }
+    | {name: f"{_RECOMMENDED[name]}; auto on a GPU" for name in ("rollout_batch", "micro_batch")}
 )
 
 
