@@ -113,6 +113,10 @@ class FinetuneConfig:
     """Norm that the gradient is clipped to, above 0."""
     train: Literal["lora", "full"] = "lora"
     """What is trained: a LoRA, or the full UNet."""
+    reference_on: Literal["host", "device"] | None = None
+    """Where full fine-tuning keeps the weights as they were: in the machine's memory, from where
+    they change places with the trained ones (host), or beside them as a second network (device).
+    Results are the same. Default: host for a GPU, else device."""
     lora_rank: Annotated[int, Ge(1), Le(65_536)] | None = None
     """Rank of a new LoRA, above 0."""
     lora_targets: str | None = None
@@ -191,6 +195,11 @@ def check(config: FinetuneConfig) -> None:
             if getattr(config, name):
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} is of a LoRA, and --train full trains none")
+    elif config.reference_on is not None:
+        raise InputError(
+            "--reference-on is of --train full: the reference of a LoRA is the network without it, "
+            "which takes no memory of its own"
+        )
     if config.epochs is not None and config.inner_steps is not None:
         steps = config.epochs * config.inner_steps
         if config.lr_warmup_steps > steps:

@@ -81,8 +81,10 @@ class Finetuner:
         self._whole = self.judges.whole({"reward": asked, **golden})
         self.reward: RewardFn = policy.offload.reward(asked)
         self.gold = {name: policy.offload.reward(one) for name, one in golden.items()}
-        self.rollout_batch = Fitting.of(config, "rollout_batch", policy.device, self.ranks)
-        self.micro_batch = Fitting.of(config, "micro_batch", policy.device, self.ranks)
+        sizes = policy.device, self.ranks
+        split = policy.sharding is not None
+        self.rollout_batch = Fitting.of(config, "rollout_batch", *sizes, split=split)
+        self.micro_batch = Fitting.of(config, "micro_batch", *sizes, split=split)
         self.objective: Objective = objective or make_objective(config)
         self.kl_target = kl_target(config, self.objective)
         self.forward = hasattr(self.objective, "terms")

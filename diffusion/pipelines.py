@@ -8,6 +8,7 @@ Shapes: N prompts, B images, (C, h, w) one latent.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusion.families import family_class
 from diffusion.families.checks import check_pipeline, check_size, smaller
 from diffusion.families.family import Family
 from diffusion.flow import flow_process
+from diffusion.held import HeldWeights
 from diffusion.loading import DTYPES
 from diffusion.lora.adapters import (
     REFERENCE,
@@ -41,19 +43,23 @@ from diffusion.lora.save import adapter_layers, save_diffusers, save_kohya
 from diffusion.offload import Offload
 from diffusion.process import ReverseProcess, reverse_process
 from diffusion.prompt_encoding import NEGATIVE, encode_prompts
+from diffusion.sharding import Sharding, save_whole
 
 
 class ImagePolicy:
     """The pipeline with trainable weights and a frozen reference.
 
     `train`: "lora" adds an adapter (initially the identity); "full" trains the denoiser, in fp32
-    whatever it was loaded in, and keeps a frozen copy as reference; "nothing" is for drawing alone.
+    whatever it was loaded in, and keeps its weights as they were as reference, on `reference_on`:
+    "host", from where they change places with the trained ones, or "device", as a second network;
+    by default on the host of a GPU. "nothing" is for drawing alone.
     `train_resolution` is the shorter side of training images, where it is another than that of
     `height` and `width`, which `full_size` draws. `start_lora` starts from a LoRA the user already
     has; the reference is then that LoRA, in a second frozen adapter, not the bare model. What it
     changes in text encoders is added to their weights, stays as it is, and is saved beside what is
     trained. `family` replaces the one that the pipeline's class has. `offload` names the parts of
     the pipeline that wait in the machine's memory (`diffusion/offload.py`).
+    `sharding` splits the denoiser over the processes of a run; saving is then collective.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class ImagePolicy:
         lora_alpha: float | None = None,
         lora_dora: bool = False,
         start_lora: str | None = None,
+        reference_on: str | None = None,
+        sharding: Sharding | None = None,
         gradient_checkpointing: bool = False,
         autocast: str | None = None,
         device: str = "cpu",
@@ -79,7 +87,7 @@ class ImagePolicy:
         max_sequence_length: int | None = None,
         offload: Iterable[str] = (),
     ) -> None:
-        self.pipe, self.train = pipe, train
+        self.pipe, self.train, self.sharding = pipe, train, sharding
         kind = family or family_class(type(pipe).__name__)
         check_pipeline(kind, pipe)
         self._full_size = self.family = kind(
@@ -100,6 +108,7 @@ class ImagePolicy:
         self._kept: dict[str, dict[str, Layer]] = {}  # a LoRA's part in the text encoders
         self._frozen: torch.nn.Module | None = None
         self._reference: torch.nn.Module | None = None  # while its weights are in place
+        self._held: HeldWeights | None = None
         if train != "nothing" and self.denoiser.config.get("time_cond_proj_dim"):
             raise InputError(
                 "guidance-distilled UNets (LCM) are not supported: they take no guidance"
@@ -118,20 +127,23 @@ class ImagePolicy:
                     seed=seed,
                 )
             self._require_lora_grad()
+            self._split()
         elif train == "full":
-            self._add_full(start_lora)
+            self._add_full(start_lora, reference_on)
         elif train != "nothing":
             raise InputError(f"train must be lora, full or nothing, got {train!r}")
-        if gradient_checkpointing:
+        if gradient_checkpointing or (sharding is not None and sharding.checkpointing):
             self._recompute()
         self.denoiser.eval()  # dropout off, in rollout and training alike
 
     def _place(self, device: str) -> None:
-        """Move what does not wait in the machine's memory, so that the rest never has to fit."""
-        if not self.offload.parts:
+        """Move what does not wait in the machine's memory, so that the rest never has to fit. A
+        network that is split passes through the device block by block."""
+        if not self.offload.parts and self.sharding is None:
             self.pipe.to(device)
             return
-        self.denoiser.to(device)
+        if self.sharding is None:
+            self.denoiser.to(device)
         for part, modules in (("encoders", self._encoders()), ("vae", self._vae())):
             for module in modules:
                 module.to("cpu" if part in self.offload.parts else device)
@@ -178,9 +190,7 @@ class ImagePolicy:
             if trained and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()  # masters stay fp32 under a half network
 
-    def _add_full(self, start: str | None) -> None:
-        import copy
-
+    def _add_full(self, start: str | None, reference_on: str | None) -> None:
         if start is not None:
             name = self.family.denoiser_name
             lora = read_for(self.pipe, start, name)
@@ -191,14 +201,23 @@ class ImagePolicy:
                     f"saves the {name} alone: fuse it into the pipeline first, or train a LoRA"
                 )
             fuse(self.denoiser, lora.layers[name])
-        self.denoiser.float()
-        self._frozen = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        self.denoiser.requires_grad_(True)
+        loaded = {name: p.dtype for name, p in self.denoiser.named_parameters()}
+        self._split()
+        self.denoiser.float().requires_grad_(True)
+        on = reference_on or ("host" if self.device.type == "cuda" else "device")
+        if on == "device" and self.sharding is None:
+            self._frozen = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        else:
+            self._held = HeldWeights(dict(self.denoiser.named_parameters()), loaded, on)
+
+    def _split(self) -> None:
+        if self.sharding is not None:
+            self.sharding.split(self.denoiser, self.device, self.autocast_dtype)
 
     # -- weights --------------------------------------------------------------------------------
 
     def networks(self) -> list[torch.nn.Module]:
-        """Those that predict: the denoiser, and the frozen reference where it is one of its own."""
+        """Those that predict: the denoiser, and the reference where it is a network of its own."""
         return [self.denoiser] if self._frozen is None else [self.denoiser, self._frozen]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -214,23 +233,36 @@ class ImagePolicy:
         return {self.family.denoiser_name: adapter_layers(self.denoiser, TRAINED)} | self._kept
 
     def save_weights(
-        self, folder: Path, about: Mapping[str, str] | None = None, *, kohya: bool = False
+        self,
+        folder: Path,
+        about: Mapping[str, str] | None = None,
+        *,
+        kohya: bool = False,
+        write: bool = True,
     ) -> Path:
         """Write the LoRA (diffusers layout) or the whole denoiser into `folder`; returns it.
+
+        Where the denoiser is split, all processes call this and one of them writes.
 
         Args:
             folder: where to.
             about: metadata of a LoRA's file.
             kohya: write the LoRA in the layout of user interfaces too, beside it.
+            write: whether this process writes, which else only sends what it has.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
         if self.train == "lora":
             layers = self.lora_layers()
+            if not write:
+                return folder
             save_diffusers(folder, layers, about or {})
             if kohya:
                 is_unet = self.family.denoiser_name == "unet"
                 save_kohya(folder, layers, about or {}, self.denoiser.config if is_unet else None)
-        else:
+        elif self.sharding is not None:
+            save_whole(self.denoiser, folder, write)
+        elif write:
             self.denoiser.save_pretrained(folder, safe_serialization=True)
         return folder
 
@@ -252,6 +284,9 @@ class ImagePolicy:
     def _reference_weights(self) -> Iterator[torch.nn.Module]:
         if self._frozen is not None:
             yield self._frozen
+        elif self._held is not None:
+            with self._held.swapped():
+                yield self.denoiser
         elif self._starting_lora:
             activate(self.denoiser, REFERENCE)
             try:

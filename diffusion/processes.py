@@ -21,6 +21,7 @@ from torch import Tensor
 from diffusion.errors import Diverged, InputError, LostProcess, RewardError, shown
 from diffusion.launched import launched
 from diffusion.lifeline import Lifeline
+from diffusion.parts import in_parts
 from diffusion.ranks import Ranks
 
 Result = TypeVar("Result")
@@ -167,7 +168,8 @@ class Processes(Ranks):
         return out
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        grads = [p.grad for p in parameters if p.grad is not None]
+        # Those of split weights are sums already.
+        grads = [p.grad for p in parameters if p.grad is not None and not in_parts(p.grad)]
         for bucket in _buckets(grads):
             flat = torch.cat([grad.flatten() for grad in bucket])
             self._sum(flat)
@@ -182,14 +184,18 @@ class Processes(Ranks):
         self._asked(lambda: self._dist.broadcast_object_list(box, src=0, group=self._cpu))
         return box[0]
 
-    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast_tensors(
+        self,
+        tensors: Mapping[str, Tensor],
+        take: Callable[[str, Tensor], Tensor] = lambda name, values: values,
+    ) -> dict[str, Tensor]:
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         found: dict[str, Tensor] = {}
         for name, (shape, dtype) in self.broadcast(shapes).items():
             own = tensors[name].cpu().contiguous() if self.main else torch.empty(shape, dtype=dtype)
             # As bytes: gloo does not know every type of number.
             self._send(own.reshape(-1).view(torch.uint8))
-            found[name] = own
+            found[name] = take(name, own)
         return found
 
     def _send(self, values: Tensor) -> None:

@@ -85,9 +85,14 @@ class Ranks:
         """The object that the main rank passes; what others pass is not looked at."""
         return value
 
-    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that the main rank passes, on the CPU; others pass anything."""
-        return dict(tensors)
+    def broadcast_tensors(
+        self,
+        tensors: Mapping[str, Tensor],
+        take: Callable[[str, Tensor], Tensor] = lambda name, values: values,
+    ) -> dict[str, Tensor]:
+        """The tensors that the main rank passes, on the CPU; others pass anything. Each rank keeps
+        what `take` makes of a name and a tensor, one after the other."""
+        return {name: take(name, values) for name, values in tensors.items()}
 
     def by_main(self, work: Callable[[], Result]) -> Result:
         """What `work` returns in the main rank, which alone calls it; all raise what it raises."""

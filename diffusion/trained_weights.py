@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError
+from diffusion.parts import added, clip, fill, here, in_parts, share, total_norm
 
 Parameters = dict[str, torch.nn.Parameter]
 
@@ -44,7 +46,7 @@ class TrainedWeights:
     """Parameters by name, stepped by AdamW, with up to two averages of them.
 
     Args:
-        parameters: what is trained.
+        parameters: what is trained; averages and moments are split as they are (`parts.py`).
         config: a resolved configuration.
         anchor_decay: update -> decay of the average that an objective asks for; None keeps none.
         require_finite: called with what a number is and the number, before it does harm.
@@ -79,22 +81,27 @@ class TrainedWeights:
 
     def step(self) -> float:
         """Clip, step, average; returns the gradient norm before clipping."""
-        used = [p for p in self.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(used, self.config.max_grad_norm))
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        total = total_norm(grads)
+        clip(grads, self.config.max_grad_norm, total)
+        norm = float(total)
         self.require_finite("the gradient", norm)
         self.rate = learning_rate(self.config, self.updates)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
         self.optimiser.step()
-        current = [p.detach() for p in self.parameters.values()]
-        sizes = torch._foreach_norm(current)
-        self.require_finite("the norm of the weights", float(torch.stack(sizes).sum()))
+        current = [here(p) for p in self.parameters.values()]
+        size = torch.stack(torch._foreach_norm(current)).sum()
+        size = added(size, list(self.parameters.values()))
+        self.require_finite("the norm of the weights", float(size))
         self.updates += 1
         if self.average:
-            torch._foreach_lerp_(list(self.average.values()), current, 1 - self.config.ema)
+            torch._foreach_lerp_(
+                [here(t) for t in self.average.values()], current, 1 - self.config.ema
+            )
         if self.anchor_decay is not None:
             decay = self.anchor_decay(self.updates)
-            torch._foreach_lerp_(list(self.anchor.values()), current, 1 - decay)
+            torch._foreach_lerp_([here(t) for t in self.anchor.values()], current, 1 - decay)
         return norm
 
     def averaged(self) -> SwapWeights:
@@ -108,7 +115,7 @@ class TrainedWeights:
     # -- state ------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, averages and moments by name."""
+        """Weights, averages and moments by name, split where the weights are."""
         tensors = {f"weights.{n}": p.detach() for n, p in self.parameters.items()}
         tensors |= {f"ema.{n}": t for n, t in self.average.items()}
         tensors |= {f"anchor.{n}": t for n, t in self.anchor.items()}
@@ -118,26 +125,40 @@ class TrainedWeights:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Restore `state()`; raises InputError when it belongs to other weights."""
+        """Restore `state()`, gathered where it was split, whether or not the weights are split now.
+
+        Raises InputError when it belongs to other weights.
+        """
         self._check(tensors)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weights.{name}"])
-                if self.average:
-                    self.average[name].copy_(tensors[f"ema.{name}"])
-                if self.anchor:
-                    self.anchor[name].copy_(tensors[f"anchor.{name}"])
-                state = {
-                    key: tensors[f"optimiser.{key}.{name}"].clone()
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"optimiser.{key}.{name}" in tensors
+        for name, parameter in self.parameters.items():
+            fill(parameter, tensors[f"weights.{name}"])
+            if self.average:
+                fill(self.average[name], tensors[f"ema.{name}"])
+            if self.anchor:
+                fill(self.anchor[name], tensors[f"anchor.{name}"])
+            state = {
+                key: tensors[f"optimiser.{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimiser.{key}.{name}" in tensors
+            }
+            if state:
+                self.optimiser.state[parameter] = {
+                    k: v.clone() if k == "step" else share(v, parameter) for k, v in state.items()
                 }
-                if state:
-                    moved = {
-                        k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
-                    }
-                    self.optimiser.state[parameter] = moved
         self.updates = updates
+
+    def part_of(self, name: str, values: Tensor) -> Tensor:
+        """What this process needs of a tensor of a checkpoint: where weights are split, its part.
+
+        Args:
+            name: as in `state`, or of another copy of a weight; it ends with the weight's name.
+            values: whole.
+        """
+        for start, _ in ((m.end(), m) for m in re.finditer(r"\.", name)):
+            parameter = self.parameters.get(name[start:])
+            if parameter is not None and parameter.shape == values.shape:
+                return share(values, parameter) if in_parts(parameter) else values
+        return values
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         mine = {f"weights.{n}": tuple(p.shape) for n, p in self.parameters.items()}
@@ -162,25 +183,30 @@ def digest(parameters: Parameters) -> str:
     """A few characters that differ where the bits of any weight do, whatever the device."""
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     found = hashlib.sha256()
-    for name, parameter in sorted(parameters.items()):
-        bits = parameter.detach().view(words[parameter.element_size()])
-        found.update(f"{name} {tuple(bits.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+    values = dict(sorted(parameters.items()))
+    bits = [here(p).view(words[p.element_size()]) for p in values.values()]
+    sums = torch.stack([one.sum(dtype=torch.int64) for one in bits])
+    for (name, parameter), number in zip(
+        values.items(), added(sums, list(values.values())).tolist(), strict=True
+    ):
+        found.update(f"{name} {tuple(parameter.shape)} {number}".encode())
     return found.hexdigest()[:16]
 
 
 class SwapWeights:
-    """Context: `values` stand in for parameters, which come back afterwards bit for bit."""
+    """Context: `values` stand in for parameters, which come back afterwards bit for bit.
+
+    Whole values may stand in for split parameters.
+    """
 
     def __init__(self, parameters: Parameters, values: dict[str, Tensor]) -> None:
         self.parameters, self.values = parameters, values
 
     def __enter__(self) -> None:
-        self.kept = {n: self.parameters[n].detach().clone() for n in self.values}
-        with torch.no_grad():
-            for name, value in self.values.items():
-                self.parameters[name].copy_(value)
+        self.kept = {n: here(self.parameters[n]).clone() for n in self.values}
+        for name, value in self.values.items():
+            fill(self.parameters[name], value)
 
     def __exit__(self, *exc: object) -> None:
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                self.parameters[name].copy_(value)
+        for name, value in self.kept.items():
+            here(self.parameters[name]).copy_(value)

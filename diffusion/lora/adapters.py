@@ -247,4 +247,4 @@ def thinned(
 
 
 def _times(factor: Tensor) -> Any:
-    return lambda module, inputs: (inputs[0] * factor.to(inputs[0].dtype), *inputs[1:])
+    return lambda module, inputs: (inputs[0] * factor.to(inputs[0]), *inputs[1:])

@@ -23,6 +23,7 @@ from torch import Tensor
 from diffusion.lora.adapters import wrapped_layers
 from diffusion.lora.files import SCALE, WEIGHTS
 from diffusion.lora.names import Layer
+from diffusion.parts import whole
 
 LoraLayers = Mapping[str, Mapping[str, Layer]]  # component -> layer's name -> layer
 KOHYA = "lora_kohya.safetensors"
@@ -38,7 +39,7 @@ _OUTER = {
 
 
 def adapter_layers(network: torch.nn.Module, adapter: str) -> dict[str, Layer]:
-    """The layers of an adapter, float32 on the CPU."""
+    """The layers of an adapter, float32 on the CPU. Collective where the network is split."""
     names = {id(module): name for name, module in network.named_modules()}
     found = {}
     for module in wrapped_layers(network):
@@ -54,7 +55,7 @@ def adapter_layers(network: torch.nn.Module, adapter: str) -> dict[str, Layer]:
 
 
 def _kept(weight: Tensor) -> Tensor:
-    return weight.detach().float().cpu().contiguous()
+    return whole(weight).detach().float().cpu().contiguous()
 
 
 def save_diffusers(folder: Path, layers: LoraLayers, about: Mapping[str, str]) -> Path:

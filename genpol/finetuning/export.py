@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from diffusion.parts import here
 from offline.files import disk_errors, sync_path
 from offline.finite import require_finite
 
@@ -25,6 +26,7 @@ def save_weights(
     about: Mapping[str, str] | None = None,
     *,
     kohya: bool = False,
+    write: bool = True,
 ) -> Path:
     """Write `output/lora` (or `output/unet`): file by file, beside and renamed. Returns the folder.
 
@@ -33,12 +35,17 @@ def save_weights(
         output: the run folder.
         about: metadata of a LoRA's file.
         kohya: write a LoRA in the layout of user interfaces as well.
+        write: whether this process writes. Of several, one does, and the others send their parts
+            of weights that are split.
 
     Raises InputError when the disk refuses, and Diverged when a weight is NaN or infinite; files
     already there stay as they were.
     """
     target = output / ("lora" if policy.train == "lora" else "unet")
-    require_finite({name: p.detach() for name, p in policy.trainable().items()}, str(target))
+    require_finite({name: here(p) for name, p in policy.trainable().items()}, str(target))
+    if not write:
+        policy.save_weights(target, about, kohya=kohya, write=False)
+        return target
     remedy = "The weights already there are intact: free some space, then continue with --resume"
     with disk_errors(f"cannot save {target}", remedy):
         target.mkdir(parents=True, exist_ok=True)

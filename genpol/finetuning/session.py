@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion.errors import InputError, RewardError
 from diffusion.finetune import Finetuner
 from diffusion.measures import Evaluation
+from diffusion.parts import gathered
 from diffusion.trained_weights import SwapWeights
 from genpol.finetuning.beside import Beside, numbers
 from genpol.finetuning.control_options import parse_scales
@@ -133,7 +134,7 @@ class Session:
             self.run.truncate(-1)
             return
         step, values = about
-        tensors = self.ranks.broadcast_tensors(stored)
+        tensors = self.ranks.broadcast_tensors(stored, self.tuner.trained.part_of)
         with fitting(f"the checkpoint of epoch {step} in {self.run.folder} does not fit this run"):
             state = _Values.model_validate(values)
             if state.epoch != step:
@@ -188,7 +189,8 @@ class Session:
             tensors = tensors | best
         values["cpu_seconds"] = self.cpu_seconds
         epoch = self.tuner.epoch
-        self.run.save_checkpoint(epoch, tensors, values, self.keep_checkpoints)
+        whole = gathered(tensors, self.ranks.main)
+        self.run.save_checkpoint(epoch, whole, values, self.keep_checkpoints)
         self.saved_epoch = epoch
         self.save_for_users()
 
@@ -200,8 +202,8 @@ class Session:
         about = {**self.about, **{name: str(value) for name, value in steps.items()}}
         best = {} if self.watch is None else self.watch.weights
         with SwapWeights(trained.parameters, best) if best else trained.averaged():
-            if self.ranks.main:
-                save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya)
+            write = self.ranks.main
+            save_weights(self.tuner.policy, self.run.folder, about, kohya=self.kohya, write=write)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -127,6 +127,7 @@ def build(
     from diffusion.prompts.sources import WORLDS, load_prompts
     from diffusion.ranks import Ranks
     from diffusion.rewards import as_reward, load_reward, split_expressions
+    from diffusion.sharding import requested
     from genpol.commands.finetune.family import family_of
     from genpol.finetuning.stopping import watched
     from genpol.runs.device import pick_device
@@ -140,6 +141,7 @@ def build(
     )
     several: dict[str, Any] = {"ranks": ranks, "reward_ranks": at}
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
+    sharding = requested()
     prompts: Any = given.prompts
     if config.pairs is not None:
         prompts = load_pairs(
@@ -212,6 +214,8 @@ def build(
         lora_alpha=config.lora_alpha,
         lora_dora=config.lora_dora,
         start_lora=config.lora,
+        reference_on=config.reference_on,
+        sharding=sharding,
         gradient_checkpointing=config.gradient_checkpointing,
         autocast=config.autocast,
         device=device,

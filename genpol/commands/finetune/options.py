@@ -14,7 +14,7 @@ from offline.ranges import Count, Decay, Few, Threads
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
     "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
-    "reward_ranks", "rollout_batch", "micro_batch", "chains_on", "offload",
+    "reward_ranks", "rollout_batch", "micro_batch", "chains_on", "offload", "reference_on",
     "stop_patience", "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt_column", "pair_columns", "held_out", "eval_prompts"),
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
-        "storage_dtype", "chains_on", "offload",
+        "storage_dtype", "chains_on", "offload", "reference_on",
     ),
     "evaluation": (
         "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
