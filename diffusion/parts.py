@@ -88,8 +88,9 @@ def added(number: Tensor, of: Sequence[Tensor]) -> Tensor:
 def clip(tensors: Sequence[Tensor], most: float, norm: Tensor) -> None:
     """Scale tensors in place so that their `total_norm`, which is given, is at most `most`; as
     `torch.nn.utils.clip_grads_with_norm_` does."""
-    factor = (most / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([here(tensor) for tensor in tensors], factor)
+    if tensors:
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([here(tensor) for tensor in tensors], factor)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

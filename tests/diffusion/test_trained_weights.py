@@ -85,3 +85,10 @@ def test_the_rate_is_what_the_optimiser_steps_with():
     stepped(half, 1, 1)
     moved = [(t.parameters["w"].detach() - before).abs().mean() for t in (full, half)]
     assert float(moved[1] / moved[0]) == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_step_without_any_gradient_changes_nothing():
+    trained = made(TEN)
+    before = trained.parameters["w"].detach().clone()
+    assert trained.step() == 0 and trained.updates == 1
+    assert torch.equal(trained.parameters["w"], before)
