@@ -107,6 +107,10 @@ class FinetuneConfig:
     of --epochs along a line (linear) or half a cosine (cosine)."""
     lr_warmup_steps: Annotated[int, Ge(0), Lt(2**31)] = 0
     """Optimiser steps over which the learning rate rises to its value first, at least 0."""
+    optimizer: Literal["adamw", "adamw-fused", "adamw-8bit"] | None = None
+    """Optimiser of the trained weights: AdamW (adamw), the same in one kernel (adamw-fused), or
+    with moments in 8 bits (adamw-8bit), which needs bitsandbytes or torchao. Default: adamw-fused
+    on cuda, else adamw."""
     weight_decay: NotNegative = 1e-4
     """Weight decay of AdamW, at least 0."""
     max_grad_norm: Positive = 1.0
@@ -136,6 +140,19 @@ class FinetuneConfig:
     average."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, for less memory and more time."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Bits of the linear layers of the frozen denoiser under a LoRA. 8bit needs torchao or
+    bitsandbytes, 4bit bitsandbytes. The LoRA itself stays in fp32."""
+    compile: bool = False
+    """Compile the denoiser with torch.compile, for drawing, scoring and training. The first pass
+    of each batch size takes minutes."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Whether UNets and autoencoders keep the channels of a pixel side by side in memory, which
+    convolutions on cuda are faster with. auto is on for cuda, else off."""
+    allow_tf32: Literal["auto", "on", "off"] = "auto"
+    """Whether fp32 products and convolutions on cuda may round their inputs to TF32. auto is on
+    where the networks compute in bf16 or fp16 anyway (--dtype, --autocast), else off, so that
+    log-probs in fp32 stay exact."""
     autocast: Literal["bf16", "fp16"] | None = None
     """Mixed precision of the UNet. Default: none, the precision of --dtype."""
     storage_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -200,6 +217,7 @@ def check(config: FinetuneConfig) -> None:
             "--reference-on is of --train full: the reference of a LoRA is the network without it, "
             "which takes no memory of its own"
         )
+    _check_speed(config)
     if config.epochs is not None and config.inner_steps is not None:
         steps = config.epochs * config.inner_steps
         if config.lr_warmup_steps > steps:
@@ -210,6 +228,28 @@ def check(config: FinetuneConfig) -> None:
             )
     if config.filter is not None:
         _check_filter(config)
+
+
+def _check_speed(config: FinetuneConfig) -> None:
+    from diffusion.errors import InputError
+
+    if config.compile and config.lora_dropout:
+        raise InputError(
+            "--lora-dropout leaves out other inputs in each epoch, which a compiled network does "
+            "not see: leave out --compile or --lora-dropout"
+        )
+    if config.quantization != "none":
+        flag = f"--quantization {config.quantization}"
+        if config.train == "full":
+            raise InputError(
+                f"{flag} is of a frozen denoiser, and --train full trains it: train a LoRA "
+                "(--train lora), or leave the weights whole (--quantization none)"
+            )
+        if config.lora_dora:
+            raise InputError(
+                f"{flag} goes with a plain LoRA: a DoRA reads the lengths of whole weights. Leave "
+                "out --lora-dora or --quantization"
+            )
 
 
 def _check_filter(config: FinetuneConfig) -> None:

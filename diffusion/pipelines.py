@@ -29,13 +29,13 @@ from diffusion.loading import DTYPES
 from diffusion.lora.adapters import (
     REFERENCE,
     TRAINED,
-    activate,
     add_adapter,
+    computing_with,
     fuse,
     insert,
     target_names,
     thinned,
-    without_adapters,
+    wrapped_layers,
 )
 from diffusion.lora.load import fuse_encoders, read_for
 from diffusion.lora.names import Layer
@@ -44,6 +44,7 @@ from diffusion.offload import Offload
 from diffusion.process import ReverseProcess, reverse_process
 from diffusion.prompt_encoding import NEGATIVE, encode_prompts
 from diffusion.sharding import Sharding, save_whole
+from diffusion.speed import Speed
 
 
 class ImagePolicy:
@@ -59,7 +60,8 @@ class ImagePolicy:
     changes in text encoders is added to their weights, stays as it is, and is saved beside what is
     trained. `family` replaces the one that the pipeline's class has. `offload` names the parts of
     the pipeline that wait in the machine's memory (`diffusion/offload.py`).
-    `sharding` splits the denoiser over the processes of a run; saving is then collective.
+    `sharding` splits the denoiser over the processes of a run; saving is then collective. `speed`
+    says what is quantised, compiled and laid out anew.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ImagePolicy:
         start_lora: str | None = None,
         reference_on: str | None = None,
         sharding: Sharding | None = None,
+        speed: Speed | None = None,
         gradient_checkpointing: bool = False,
         autocast: str | None = None,
         device: str = "cpu",
@@ -88,8 +91,10 @@ class ImagePolicy:
         offload: Iterable[str] = (),
     ) -> None:
         self.pipe, self.train, self.sharding = pipe, train, sharding
+        self.speed = speed or Speed()
         kind = family or family_class(type(pipe).__name__)
         check_pipeline(kind, pipe)
+        self.speed.quantise(getattr(pipe, kind.denoiser_name), device, sharding is not None)
         self._full_size = self.family = kind(
             pipe, height=height, width=width, max_sequence_length=max_sequence_length
         )
@@ -135,6 +140,8 @@ class ImagePolicy:
         if gradient_checkpointing or (sharding is not None and sharding.checkpointing):
             self._recompute()
         self.denoiser.eval()  # dropout off, in rollout and training alike
+        self._wrapped = wrapped_layers(self.denoiser)
+        self.speed.prepare(self.networks(), getattr(pipe, "vae", None), self.autocast_dtype)
 
     def _place(self, device: str) -> None:
         """Move what does not wait in the machine's memory, so that the rest never has to fit. A
@@ -287,15 +294,8 @@ class ImagePolicy:
         elif self._held is not None:
             with self._held.swapped():
                 yield self.denoiser
-        elif self._starting_lora:
-            activate(self.denoiser, REFERENCE)
-            try:
-                yield self.denoiser
-            finally:
-                activate(self.denoiser, TRAINED)
-                self._require_lora_grad()
         else:
-            with without_adapters(self.denoiser):
+            with computing_with(self._wrapped, REFERENCE if self._starting_lora else None):
                 yield self.denoiser
 
     # -- conditioning, prediction, decoding -------------------------------------------------------
@@ -378,8 +378,12 @@ class ImagePolicy:
         # Encoders stay in the precision they were loaded in, and trained weights are fp32.
         dtype = network.dtype
         fitting = {n: v.to(dtype) if v.is_floating_point() else v for n, v in cond.items()}
+
+        def call() -> Tensor:
+            return self.family.call(network, x_t, t, fitting, self.guidance_scale)
+
         with autocast:
-            return self.family.call(network, x_t, t, fitting, self.guidance_scale).float()
+            return self.speed.run(network, call, (x_t, t, *fitting.values())).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,15 @@ from torch import Tensor
 
 from diffusion.config import FinetuneConfig
 from diffusion.errors import InputError
+from diffusion.optimisers import (
+    KEYS,
+    make_optimiser,
+    optimiser_name,
+    plain,
+    restored,
+    set_rate,
+    shapes_of,
+)
 from diffusion.parts import added, clip, fill, here, in_parts, share, total_norm
 
 Parameters = dict[str, torch.nn.Parameter]
@@ -56,6 +65,7 @@ class TrainedWeights:
         anchor: the average that the objective asks for. Empty without.
         updates: steps taken.
         rate: learning rate of the last step; before the first, that of the first.
+        kind: the optimiser's name, as of --optimizer.
     """
 
     def __init__(
@@ -68,8 +78,10 @@ class TrainedWeights:
         self.parameters, self.config = parameters, config
         self.anchor_decay, self.require_finite = anchor_decay, require_finite
         resolved: Any = config
-        self.optimiser = torch.optim.AdamW(
-            list(parameters.values()), lr=resolved.learning_rate, weight_decay=config.weight_decay
+        values = list(parameters.values())
+        self.kind = optimiser_name(config.optimizer, values[0].device if values else "cpu")
+        self.optimiser = make_optimiser(
+            self.kind, values, resolved.learning_rate, config.weight_decay
         )
         self.average = self._copies() if config.ema else {}
         self.anchor = self._copies() if anchor_decay is not None else {}
@@ -87,8 +99,7 @@ class TrainedWeights:
         norm = float(total)
         self.require_finite("the gradient", norm)
         self.rate = learning_rate(self.config, self.updates)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate
+        set_rate(self.optimiser, self.rate)
         self.optimiser.step()
         current = [here(p) for p in self.parameters.values()]
         size = torch.stack(torch._foreach_norm(current)).sum()
@@ -120,7 +131,7 @@ class TrainedWeights:
         tensors |= {f"ema.{n}": t for n, t in self.average.items()}
         tensors |= {f"anchor.{n}": t for n, t in self.anchor.items()}
         for name, parameter in self.parameters.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
+            for key, value in plain(self.optimiser.state.get(parameter, {})).items():
                 tensors[f"optimiser.{key}.{name}"] = value
         return tensors
 
@@ -136,15 +147,8 @@ class TrainedWeights:
                 fill(self.average[name], tensors[f"ema.{name}"])
             if self.anchor:
                 fill(self.anchor[name], tensors[f"anchor.{name}"])
-            state = {
-                key: tensors[f"optimiser.{key}.{name}"]
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimiser.{key}.{name}" in tensors
-            }
-            if state:
-                self.optimiser.state[parameter] = {
-                    k: v.clone() if k == "step" else share(v, parameter) for k, v in state.items()
-                }
+            if state := _moments(tensors, name):
+                self.optimiser.state[parameter] = restored(state, parameter, self.kind)
         self.updates = updates
 
     def part_of(self, name: str, values: Tensor) -> Tensor:
@@ -170,10 +174,8 @@ class TrainedWeights:
             expected = {f"ema.{name}": parameter.shape} if self.average else {}
             if self.anchor:
                 expected[f"anchor.{name}"] = parameter.shape
-            if f"optimiser.step.{name}" in tensors:
-                expected[f"optimiser.step.{name}"] = torch.Size(())
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    expected[f"optimiser.{moment}.{name}"] = parameter.shape
+            shapes = shapes_of(_moments(tensors, name), parameter.shape)
+            expected |= {f"optimiser.{key}.{name}": shape for key, shape in shapes.items()}
             for key, shape in expected.items():
                 if key not in tensors or tensors[key].shape != shape:
                     raise InputError(f'the checkpoint has no "{key}" of shape {tuple(shape)}')
@@ -191,6 +193,12 @@ def digest(parameters: Parameters) -> str:
     ):
         found.update(f"{name} {tuple(parameter.shape)} {number}".encode())
     return found.hexdigest()[:16]
+
+
+def _moments(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The optimiser's state of one parameter."""
+    places = {key: f"optimiser.{key}.{name}" for key in KEYS}
+    return {key: tensors[place] for key, place in places.items() if place in tensors}
 
 
 class SwapWeights:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -175,22 +175,33 @@ def wrapped_layers(network: torch.nn.Module) -> list[Any]:
 
 
 def activate(network: torch.nn.Module, adapter: str) -> None:
-    """Compute with this adapter alone."""
+    """Compute with this adapter alone, and train it."""
     for module in wrapped_layers(network):
         module.set_adapter(adapter)
 
 
 @contextmanager
-def without_adapters(network: torch.nn.Module) -> Iterator[None]:
-    """Within this context the network computes as if it had none."""
-    layers = wrapped_layers(network)
-    for module in layers:
-        module.enable_adapters(False)
+def computing_with(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
+    """Within this context layers that have adapters compute with one of them, or with none.
+
+    For passes without a gradient. PEFT's own switches also walk through the weights of every layer
+    to say which are trained, which takes longer than a small network; here that stays as it is.
+
+    Args:
+        layers: of `wrapped_layers`, found once.
+        adapter: its name, None for none.
+    """
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        if adapter is None:
+            layer._disable_adapters = True
+        else:
+            layer._active_adapter = [adapter]
     try:
         yield
     finally:
-        for module in layers:
-            module.enable_adapters(True)
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
 
 
 def fuse(network: torch.nn.Module, layers: Mapping[str, Layer]) -> None:

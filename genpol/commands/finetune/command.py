@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from diffusion.config import check
 from diffusion.recommended import recommended
-from genpol.commands.finetune.options import RESUMABLE, Finetune
+from genpol.commands.finetune.options import BEFORE, RESUMABLE, Finetune
 from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(config: Finetune) -> None:
         if config.resume:  # whose folder only the first process needs to have
             asked = config
             config, stored = ranks.by_main(lambda: restored(asked, "finetune", RESUMABLE))
+            config = replace(config, **{k: v for k, v in BEFORE.items() if k not in stored})
         config = complete(config)
         check(config)
         train(config, stored, ranks=ranks)
@@ -128,6 +129,7 @@ def build(
     from diffusion.ranks import Ranks
     from diffusion.rewards import as_reward, load_reward, split_expressions
     from diffusion.sharding import requested
+    from diffusion.speed import chosen, speed_of
     from genpol.commands.finetune.family import family_of
     from genpol.finetuning.stopping import watched
     from genpol.runs.device import pick_device
@@ -141,7 +143,7 @@ def build(
     )
     several: dict[str, Any] = {"ranks": ranks, "reward_ranks": at}
     # What is cheap to get wrong is read first: prompts, then the reward, then the model.
-    sharding = requested()
+    sharding, speed = requested(), speed_of(config, device)
     prompts: Any = given.prompts
     if config.pairs is not None:
         prompts = load_pairs(
@@ -216,6 +218,7 @@ def build(
         start_lora=config.lora,
         reference_on=config.reference_on,
         sharding=sharding,
+        speed=speed,
         gradient_checkpointing=config.gradient_checkpointing,
         autocast=config.autocast,
         device=device,
@@ -227,6 +230,7 @@ def build(
         max_sequence_length=config.max_sequence_length,
         offload=parse_offload(config.offload),
     )
+    identity |= chosen(config, policy.speed, device)
     if config.pairs is not None:
         return PreferenceTuner(policy, reward, prompts, config, gold, **several), identity
     say_cuts_once()
@@ -282,6 +286,7 @@ def train(
     from diffusion.fitting import memory_said
     from diffusion.ranks import Ranks
     from diffusion.selfcheck import self_check
+    from diffusion.speed import tf32
     from diffusion.trained_weights import digest
     from genpol.finetuning.about import about_run
     from genpol.finetuning.session import Session
@@ -315,7 +320,8 @@ def train(
         how: dict[str, Any] = {"wandb": config.wandb, "resume": bool(stored)}
         return Run(config.output, document, command="finetune", **how)
 
-    with folder() as run_folder, InterruptGuard(quiet=not ranks.main) as guard:
+    rounded = document["allow_tf32"] == "on" and tuner.policy.device.type == "cuda"
+    with folder() as run_folder, InterruptGuard(quiet=not ranks.main) as guard, tf32(rounded):
 
         def stop() -> bool:
             return ranks.any(guard.stop)

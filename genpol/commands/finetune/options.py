@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffusion.config import FinetuneConfig
 from diffusion.recommended import TINY, recommended_texts
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Count, Decay, Few, Threads
 
+# What runs were that do not know of these options.
+BEFORE: dict[str, Any] = {"optimizer": "adamw", "channels_last": "off"}
 # What a resumed run may go on with differently; the last three keep it from diverging again.
 RESUMABLE = (
     "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
     "reward_ranks", "rollout_batch", "micro_batch", "chains_on", "offload", "reference_on",
-    "stop_patience", "learning_rate", "max_grad_norm", "autocast",
+    "compile", "stop_patience", "learning_rate", "max_grad_norm", "autocast",
 )  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -39,13 +41,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "weights and optimiser": (
         "train", "lora_rank", "lora_targets", "lora_alpha", "lora_dropout", "lora_dora", "export",
-        "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "ema",
+        "optimizer", "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "ema",
     ),
     "prompts": ("prompt_column", "pair_columns", "held_out", "eval_prompts"),
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
         "storage_dtype", "chains_on", "offload", "reference_on",
+        "quantization",
     ),
+    "speed": ("compile", "channels_last", "allow_tf32"),
     "evaluation": (
         "gold_reward", "eval_images", "final_eval_images", "eval_every", "best_of_k",
         "guidance_control",
