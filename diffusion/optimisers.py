@@ -101,6 +101,9 @@ def plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
             found |= {f"{key}.{part}": getattr(value, part) for part in _PARTS}
         else:
             found[key] = torch.as_tensor(value)
+    for key in found:
+        if key.endswith(("qmap", "qmap1", "qmap2")):  # one tensor for all, which no file may hold
+            found[key] = found[key].clone()
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from diffusion import optimisers
 from diffusion.config import FinetuneConfig
@@ -18,9 +19,14 @@ CONFIG = FinetuneConfig(epochs=5, inner_steps=2, learning_rate=0.01, ema=0.5)
 
 
 def made(optimizer: str | None, channels_last: bool = False) -> TrainedWeights:
-    """One weight that 8 bits are for, one that is too small, and one of a convolution."""
+    """Weights that 8 bits are for, one that is too small, and one of a convolution."""
     random = torch.Generator().manual_seed(0)
-    shapes = {"large": (64, 96), "small": (3, 5), "convolution": (32, 16, 3, 3)}
+    shapes = {
+        "large": (64, 96),
+        "larger": (64, 128),
+        "small": (3, 5),
+        "convolution": (32, 16, 3, 3),
+    }
     weights = {n: torch.nn.Parameter(torch.randn(s, generator=random)) for n, s in shapes.items()}
     if channels_last:
         weights["convolution"].data = weights["convolution"].data.contiguous(
@@ -40,9 +46,8 @@ def stepped(trained: TrainedWeights, times: int, seed: int = 0) -> TrainedWeight
 
 
 def stored(trained: TrainedWeights) -> dict[str, torch.Tensor]:
-    """As it comes back from a file: plain and contiguous."""
-    assert all(type(value) is torch.Tensor for value in trained.state().values())
-    return {name: value.clone().contiguous() for name, value in trained.state().items()}
+    """As it comes back from a file."""
+    return load(save({name: value.contiguous() for name, value in trained.state().items()}))
 
 
 def needs(library: str | None) -> None:
