@@ -179,6 +179,10 @@ class Denoised:
     output_anchor: Tensor | None = None
     output_reference: Tensor | None = None
 
+    def half_weight(self, kind: str) -> Tensor:
+        """(M,) 1 / (2 w), where networks compute."""
+        return sent(self.process.half_weight(kind, self.at), self.x_t.device)
+
     def loss(self) -> Tensor:
         """l: (M,) float32."""
         return (self.output.float() - self.target).square().flatten(1).mean(1)

@@ -8,6 +8,7 @@ Shapes: M chains, T steps. Log-probs are per-dimension means in nats, as in `cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,6 +94,25 @@ def step_weights(process: ReverseProcess, kind: str) -> Tensor:
     elif kind != "uniform":
         raise InputError(f"step weights {kind!r}: expected uniform, skip_last or balanced")
     return weight / weight.sum()
+
+
+# Rows and columns of a table (m,), their values (m, ...) where networks compute, and whether they
+# are there for other processes' sake alone.
+ScoredPart = tuple[Tensor, Tensor, Tensor, bool]
+
+
+def filled(parts: Sequence[ScoredPart], rows: int, like: Tensor) -> Tensor:
+    """The table (rows, T, ...) that parts make up, 0 elsewhere.
+
+    Values are brought to where `like` (M, T, ...) is in one piece, in its dtype: a GPU is waited
+    for once.
+    """
+    out = like.new_zeros(rows, like.shape[1], *parts[0][2].shape[1:])
+    real = [part for part in parts if not part[3]]
+    if real:
+        at, columns, values = (torch.cat([part[k] for part in real]) for k in range(3))
+        out[at, columns] = values.to(like)
+    return out
 
 
 def group_members(group: Tensor) -> Tensor:

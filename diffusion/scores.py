@@ -4,7 +4,8 @@
 `ForwardScores`  denoising losses of the finished images at shared draws of (t, eps)
 
 Both have `score(rows, columns)`, which is differentiable; `at_rollout` is the objective's table
-before the first update, which needs no pass. T is denoising steps, or draws.
+before the first update, which needs no pass. T is denoising steps, or draws. Scores stay where
+networks compute, and a table is brought back once it is whole: no pass waits for the one before.
 
 Rows that are scored are those that this process holds (`ranks.py`): all M of them where it is the
 only one.
@@ -27,7 +28,7 @@ from diffusion.chain import Condition, DenoisingChain, Predictor, score_steps, s
 from diffusion.fitting import Fitting, fitting
 from diffusion.forward import Denoised, Draws, ForwardProcess, denoise
 from diffusion.frozen_outputs import FrozenOutputs
-from diffusion.objective import ForwardObjective, Rollouts
+from diffusion.objective import ForwardObjective, Rollouts, ScoredPart, filled
 from diffusion.process import ReverseProcess
 from diffusion.ranks import Share, whole
 
@@ -65,16 +66,19 @@ class ChainScores:
     reference_weights: Weights = nullcontext
 
     def score(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """(m,) log-probs on the CPU, or (m, 2) with the closed-form KL per dimension."""
+        """(m,) log-probs, or (m, 2) with the closed-form KL per dimension, where networks compute.
+
+        Nothing is brought back, so that a GPU need not be waited for.
+        """
         cond = take(self.cond, self.group[rows])
         if "kl" not in self.channels:
-            return score_steps(self.predict, self.process, self.chain, cond, rows, steps).cpu()
+            return score_steps(self.predict, self.process, self.chain, cond, rows, steps)
         process, other = self.process, self._reference_means(rows, steps)
         x_t, x_prev, at = self.chain.step(rows, steps)
         mean = process.mean(self.predict(x_t, process.timesteps_at(at), cond), x_t, at)
         std = process.std_at(at, mean).clamp_min(1e-12)
         kl = ((mean - other) / std).square().flatten(1).mean(1) / 2
-        return torch.stack([process.log_prob(x_prev, mean, at), kl], 1).cpu()
+        return torch.stack([process.log_prob(x_prev, mean, at), kl], 1)
 
     @cached_property
     def _reference_means(self) -> FrozenOutputs:
@@ -123,8 +127,8 @@ class ForwardScores:
     reference_weights: Weights = nullcontext
 
     def score(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """(m,) or (m, C) terms on the CPU."""
-        return self._terms(self.predict, rows, columns).cpu()
+        """(m,) or (m, C) terms, where networks compute."""
+        return self._terms(self.predict, rows, columns)
 
     def at_rollout(self, rollouts: Rollouts) -> Tensor | None:
         """The table under the weights that drew the images, where it was made then."""
@@ -151,12 +155,12 @@ class ForwardScores:
 
         def part(first: int, last: int) -> None:
             some = slice(first, last)
-            parts.append(self._terms(predict, rows[some], columns[some]).cpu())
+            parts.append(self._terms(predict, rows[some], columns[some]))
 
         batch = fitting(micro_batch)
         with torch.no_grad(), self.ahead(rows, columns, batch):
             batch.over(len(rows), part)
-        values = torch.cat(parts)
+        values = torch.cat(parts).cpu()
         values = values.reshape(images, draws, *values.shape[1:])
         return (self.share or whole(images)).gather(values)
 
@@ -219,17 +223,17 @@ def probe(
     pick = torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()
     rows, steps = rows[pick], steps[pick]
     share = scores.share or whole(len(rollouts.log_prob_old))
-    held = torch.zeros(len(share.held), used.shape[1], dtype=rollouts.log_prob_old.dtype)
-    picked = share.items(rows)
+    picked, parts = share.items(rows), list[ScoredPart]()
 
     def part(first: int, last: int) -> None:
         some = picked.part(first, last)
         s = steps[some.items]
         again = scores.score(some.held, s).detach()
-        if not some.padding:
-            held[some.held, s] = (again if again.ndim == 1 else again[:, 0]).to(held.dtype)
+        again = again if again.ndim == 1 else again[:, 0]
+        parts.append((some.held, s, again, some.padding))
 
     fitting(micro_batch).over(picked.most, part)
+    held = filled(parts, len(share.held), rollouts.log_prob_old)
     return share.gather(held)[rows, steps], rollouts.log_prob_old[rows, steps]
 
 

@@ -22,8 +22,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from diffusion.chain import sent
 from diffusion.fitting import Fitting, fitting
-from diffusion.objective import Objective, Rollouts
+from diffusion.objective import Objective, Rollouts, ScoredPart, filled
 from diffusion.ranks import Share, whole
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]  # held rows (m,), steps (m,) -> (m,) or (m, C)
@@ -40,28 +41,23 @@ def log_probs(
     ahead: Ahead | None = None,
 ) -> Tensor:
     """Pass 1: (M, T) or (M, T, C) under the current weights, no graph; unused steps stay 0."""
-    out: Tensor | None = None
     old = rollouts.log_prob_old
     share = share or whole(len(old))
+    parts: list[ScoredPart] = []
     used = (rollouts.step_weight > 0).expand(*old.shape)
     rows, steps = used.nonzero(as_tuple=True)
     held = share.items(rows)
 
     def part(first: int, last: int) -> None:
-        nonlocal out
         some = held.part(first, last)
         s = steps[some.items]
-        values = score(some.held, s).to(old.dtype)
-        if out is None:
-            out = values.new_zeros(len(share.held), old.shape[1], *values.shape[1:])
-        if not some.padding:
-            out[some.held, s] = values
+        parts.append((some.held, s, score(some.held, s), some.padding))
 
     batch = fitting(micro_batch)
     with torch.no_grad(), _ahead(ahead, held, steps, batch):
         batch.over(held.most, part)
-    assert out is not None, "a table without steps"
-    return share.gather(out)
+    assert parts, "a table without steps"
+    return share.gather(filled(parts, len(share.held), old))
 
 
 def two_pass_backward(
@@ -106,21 +102,30 @@ def two_pass_backward(
         return metrics
     used = cotangent if cotangent.ndim == 2 else cotangent.abs().sum(-1)
     rows, steps = used.nonzero(as_tuple=True)
-    table = numbers.new_zeros(len(share.held), *numbers.shape[1:]) if linear else None
     held = share.items(rows)
+
+    said: list[ScoredPart] = []
 
     def part(first: int, last: int) -> None:
         some = held.part(first, last)
         r, s = rows[some.items], steps[some.items]
         values = score(some.held, s)
-        weight = cotangent[r, s].to(values.dtype)
+        weight = sent(cotangent[r, s].to(values.dtype), values.device)
         backward(values, torch.zeros_like(weight) if some.padding else weight)
-        if table is not None and not some.padding:
-            table[some.held, s] = values.detach().to(numbers.dtype)
+        if linear:
+            said.append((some.held, s, values.detach(), some.padding))
+
+    def begin_again() -> None:
+        assert restart is not None
+        restart()
+        said.clear()
 
     with _ahead(ahead, held, steps, batch):
-        batch.over(held.most, part, restart)
-    return metrics if table is None else objective(share.gather(table), rollouts)[1]
+        batch.over(held.most, part, begin_again if restart else None)
+    if not linear:
+        return metrics
+    numbers = share.gather(filled(said, len(share.held), numbers)) if said else numbers
+    return objective(numbers, rollouts)[1]
 
 
 def _ahead(

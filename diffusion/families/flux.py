@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition
+from diffusion.chain import Condition, sent
 from diffusion.families.family import ATTENTION, Family, image_shift
 
 JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -98,7 +98,7 @@ class Flux(TokenFamily):
         _, height, width = self.latent_shape
         embedded = net.config.guidance_embeds
         guidance = torch.full((len(x_t),), guidance_scale, device=x_t.device) if embedded else None
-        like = {"device": x_t.device, "dtype": cond["text"].dtype}
+        like = {"device": "cpu", "dtype": cond["text"].dtype}
         places = self.pipe._prepare_latent_image_ids(1, height // 2, width // 2, **like)
         out = net(
             hidden_states=pack(x_t).to(net.dtype),
@@ -106,8 +106,8 @@ class Flux(TokenFamily):
             guidance=guidance,
             pooled_projections=cond["pooled"],
             encoder_hidden_states=cond["text"],
-            txt_ids=torch.zeros(cond["text"].shape[1], 3, **like),
-            img_ids=places,
+            txt_ids=cond["text"].new_zeros(cond["text"].shape[1], 3),
+            img_ids=sent(places, x_t.device),
             return_dict=False,
         )[0]
         return unpack(out, self.latent_shape)

@@ -10,7 +10,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from diffusion.chain import Condition
+from diffusion.chain import Condition, sent
 from diffusion.families.family import in_chat
 from diffusion.families.flux import JOINT, TokenFamily
 
@@ -74,7 +74,7 @@ class Flux2Klein(TokenFamily):
             guidance=None,
             encoder_hidden_states=cond["text"],
             txt_ids=cond["text_ids"],
-            img_ids=self.pipe._prepare_latent_ids(x_t).to(x_t.device),
+            img_ids=sent(self.pipe._prepare_latent_ids(x_t), x_t.device),
             return_dict=False,
         )[0]
         return out.permute(0, 2, 1).reshape(x_t.shape)

@@ -43,13 +43,11 @@ class PixArt(Family):
     ) -> Tensor:
         sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if net.config.sample_size == 128 and type(self.pipe).__name__ == "PixArtAlphaPipeline":
-            like = {"device": x_t.device, "dtype": cond["text"].dtype}
-            size = torch.tensor([self.height, self.width], **like)
-            ratio = torch.tensor([self.height / self.width], **like)
-            sizes = {
-                "resolution": size.expand(len(x_t), 2),
-                "aspect_ratio": ratio.expand(len(x_t), 1),
-            }
+            numbers = (self.height, self.width, self.height / self.width)
+            # Filled in where the network computes: a tensor of a list would be copied there.
+            column = cond["text"].new_empty(len(x_t), 1)
+            height, width, ratio = (torch.full_like(column, number) for number in numbers)
+            sizes = {"resolution": torch.cat([height, width], 1), "aspect_ratio": ratio}
         out = net(
             x_t.to(net.dtype),
             encoder_hidden_states=cond["text"],

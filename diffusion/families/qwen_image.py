@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion.chain import Condition
+from diffusion.chain import Condition, sent
 from diffusion.families.flux import JOINT, TokenFamily, pack, unpack
 
 
@@ -29,8 +29,8 @@ class QwenImage(TokenFamily):
         length = self.max_length()
         embeds, mask = self.pipe.encode_prompt(prompts, device, max_sequence_length=length)
         if mask is None:  # all of one length
-            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return {"text": embeds, "mask": mask}
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        return {"text": embeds, "mask": mask.cpu()}  # where each call reads it
 
     def max_length(self) -> int:
         return self.max_sequence_length or 512
@@ -53,7 +53,7 @@ class QwenImage(TokenFamily):
         _, height, width = self.latent_shape
         embedded = net.config.guidance_embeds
         guidance = torch.full((len(x_t),), guidance_scale, device=x_t.device) if embedded else None
-        mask = None if bool(cond["mask"].all()) else cond["mask"]
+        mask = None if bool(cond["mask"].all()) else sent(cond["mask"], x_t.device)
         out = net(
             hidden_states=pack(x_t).to(net.dtype),
             timestep=t.to(net.dtype) / 1000,

@@ -61,7 +61,7 @@ class ZImage(Family):
         embeds, _ = self.pipe.encode_prompt(
             list(prompts), device, do_classifier_free_guidance=False, max_sequence_length=length
         )
-        mask = torch.zeros(len(embeds), length, dtype=torch.bool, device=device)
+        mask = torch.zeros(len(embeds), length, dtype=torch.bool)  # on the CPU, which is to read it
         padded = embeds[0].new_zeros(len(embeds), length, embeds[0].shape[-1])
         for i, row in enumerate(embeds):
             padded[i, : len(row)], mask[i, : len(row)] = row, True
@@ -76,7 +76,8 @@ class ZImage(Family):
     def call(
         self, net: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float
     ) -> Tensor:
-        texts = [text[mask] for text, mask in zip(cond["text"], cond["mask"], strict=True)]
+        lengths = cond["mask"].sum(1).tolist()
+        texts = [text[:length] for text, length in zip(cond["text"], lengths, strict=True)]
         images = list(x_t.to(net.dtype)[:, :, None].unbind(0))
         outputs = net(images, (1000 - t) / 1000, texts, return_dict=False)[0]
         return -torch.stack([output.float() for output in outputs])[:, :, 0]

@@ -57,7 +57,7 @@ class AWM:
     def terms(self, denoised: Denoised) -> Tensor:
         """(M, 2): -l / (2 w), and the squared distance to the average's output."""
         assert denoised.output_anchor is not None
-        half = denoised.process.half_weight(self.weight, denoised.at).to(denoised.x_t.device)
+        half = denoised.half_weight(self.weight)
         apart = (denoised.output.float() - denoised.output_anchor.float()).square()
         return torch.stack([-denoised.loss() * half, apart.flatten(1).mean(1)], 1)
 

@@ -55,8 +55,7 @@ class PRDPForward:
 
     def terms(self, denoised: Denoised) -> Tensor:
         """(M,) -l / (2 w)."""
-        half = denoised.process.half_weight(self.weight, denoised.at)
-        return -denoised.loss() * half.to(denoised.x_t.device)
+        return -denoised.loss() * denoised.half_weight(self.weight)
 
     def __call__(self, table: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """Loss (scalar, float64) and metrics for a table (M, S) of `terms`."""

@@ -116,8 +116,7 @@ def test_dropout_of_a_lora_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("autocast", [None, "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("autocast", "checkpointing"), [(None, True), ("bf16", False)])
 def test_drawing_and_scoring_agree_when_compiled(autocast, checkpointing):
     """By the real compiler: ratios are exact, and numbers are those of the network itself."""
     torch._dynamo.reset()

@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt_column", "pair_columns", "held_out", "eval_prompts"),
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
-        "storage_dtype", "chains_on", "offload", "reference_on",
+        "storage_dtype", "chains_on", "offload", "reference_on", "quantization",
         "quantization",
     ),
     "speed": ("compile", "channels_last", "allow_tf32"),
