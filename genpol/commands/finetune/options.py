@@ -47,7 +47,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "memory and precision": (
         "rollout_batch", "micro_batch", "gradient_checkpointing", "dtype", "autocast",
         "storage_dtype", "chains_on", "offload", "reference_on", "quantization",
-        "quantization",
     ),
     "speed": ("compile", "channels_last", "allow_tf32"),
     "evaluation": (
