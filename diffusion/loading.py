@@ -71,7 +71,7 @@ def load_pipeline(
     elif family is not None and family.pipeline_class is not None:
         pipe = _of_own_class(path, family.pipeline_class, DTYPES[dtype], model)
     else:
-        found = _checked(path, model, scheduler, family)
+        found = checked(path, model, scheduler, family)
         pipe = _from_folder(found, DTYPES[dtype], variant, say)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -86,7 +86,7 @@ def _of_own_class(path: str, kind: Any, dtype: torch.dtype, model: str):
         raise InputError(f'cannot load pipeline "{model}": {reason(error)}') from error
 
 
-def _checked(path: str, model: str, scheduler: str, family: type[Family] | None) -> Checkpoint:
+def checked(path: str, model: str, scheduler: str, family: type[Family] | None) -> Checkpoint:
     """A folder or hub id, known to be supported before its weights are touched."""
     if not Path(path).is_dir() and (_looks_like_path(model) or model in SHIPPED):
         raise InputError(

@@ -46,6 +46,14 @@ def run(config: Finetune) -> None:
     from genpol.runs.resuming import restored
     from genpol.runs.several import several
 
+    if config.plan:
+        from genpol.commands.finetune.plan import show_plan
+
+        if config.resume:
+            config, _ = restored(config, "finetune", RESUMABLE)
+        config = complete(config)
+        check(config)
+        return show_plan(config)
     with several(config.device) as ranks:
         stored: dict[str, Any] = {}
         if config.resume:  # whose folder only the first process needs to have

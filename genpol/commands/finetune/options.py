@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion.config import FinetuneConfig
+from diffusion.config import FinetuneConfig, Positive
 from diffusion.recommended import TINY, recommended_texts
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Count, Decay, Few, Threads
@@ -18,6 +18,7 @@ RESUMABLE = (
     "epochs", "best_of_k", "guidance_control", "wandb", "device", "threads", "export",
     "reward_ranks", "rollout_batch", "micro_batch", "chains_on", "offload", "reference_on",
     "compile", "stop_patience", "learning_rate", "max_grad_norm", "autocast",
+    "plan", "json", "device_memory", "processes",
 )  # fmt: skip
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -54,6 +55,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "guidance_control",
     ),
     "run": ("checkpoint_every", "keep_checkpoints", "threads", "reward_ranks", *WANDB),
+    "a plan of memory": ("plan", "json", "device_memory", "processes"),
 }  # fmt: skip
 # What help shows for settings that the model decides.
 _RECOMMENDED = recommended_texts()
@@ -153,5 +155,16 @@ class Finetune(FinetuneConfig, WandbOptions):
     """Epochs between checkpoints. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2
     """Checkpoints that are kept."""
+    plan: bool = False
+    """Print what the run will need of the device's memory and the machine's, and end. Nothing is
+    loaded: configurations and the headers of files are read."""
+    json: bool = False
+    """Print the --plan as JSON."""
+    device_memory: Positive | None = None
+    """Memory of the device in GB that --plan compares with, above 0. Default: that of the device
+    here."""
+    processes: Count | None = None
+    """Processes of the run, for --plan: it counts what each of them needs. Default: as many as the
+    launcher started, else 1."""
     trust: bool = False
     """Load reward weights that are pickles (.pth). A pickle can run code when it is opened."""

@@ -1,0 +1,1 @@
+"""What a run will need before its weights are read, by networks without weights."""

@@ -1,0 +1,321 @@
+"""Makes a plan of a run's memory from its configuration, without a weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffusion.config import FinetuneConfig
+from diffusion.families.family import Family
+from diffusion.loading import DTYPES
+from diffusion.objectives.make import make_objective
+from diffusion.pipelines import ImagePolicy
+from diffusion.planning.passes import Passes
+from diffusion.planning.plan import DEVICE, HOST, RUNNING, Item, Plan
+from diffusion.planning.skeleton import Skeleton, bytes_of
+from diffusion.recommended import PUBLISHED
+
+DRAWN = ("draw", "decode", "train", "step")  # as long as an epoch's chains are needed
+SHOWN = 64  # latents that are decoded in the plan; more take no more on the device
+QUANTISED = {"8bit": 1.02, "4bit": 0.53}  # bytes of a weight, its scales included
+AUTO = 256  # rows that "auto" starts from
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: cpu, cuda... processes: of the run. sharded: whether the denoiser is split over
+    them."""
+
+    device: str = "cpu"
+    processes: int = 1
+    sharded: bool = False
+
+    @property
+    def on_cpu(self) -> bool:
+        return torch.device(self.device).type == "cpu"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run works on, beside its configuration.
+
+    prompts: of one epoch. held_out: of an evaluation. start_lora: as in ImagePolicy. rewards: bytes
+    by name, None where nobody knows. paired: whether pairs are read and nothing is drawn in
+    training.
+    """
+
+    prompts: list[str]
+    held_out: list[str]
+    start_lora: str | None = None
+    rewards: dict[str, int | None] | None = None
+    paired: bool = False
+
+
+def make_plan(
+    found: Skeleton,
+    config: FinetuneConfig,
+    work: Work,
+    machine: Machine,
+    family: type[Family] | None = None,
+) -> Plan:
+    """The plan of one process of a run.
+
+    Args:
+        found: the pipeline without weights.
+        config: a resolved configuration.
+        work: prompts and rewards.
+        machine: where the networks will be, and how many processes there are.
+        family: replaces the one that the pipeline's class has.
+    """
+    base = {name: bytes_of(part) for name, part in _networks(found.pipe).items()}
+    largest = max(p.numel() for part in _networks(found.pipe).values() for p in part.parameters())
+    policy = _policy(found.pipe, config, work.start_lora, family)
+    return _Maker(policy, config, work, machine, base, 8 * largest).plan()
+
+
+class _Maker:
+    def __init__(
+        self,
+        policy: ImagePolicy,
+        config: Any,
+        work: Work,
+        machine: Machine,
+        base: dict[str, int],
+        checked: int,
+    ) -> None:
+        self.policy, self.config, self.work, self.machine = policy, config, work, machine
+        self.base, self.checked = base, checked
+        self.passes = Passes(policy, DTYPES[config.autocast] if config.autocast else None)
+        self.items: list[Item] = []
+        self.objective: Any = make_objective(config)
+        self.forward = hasattr(self.objective, "terms")
+        asked = str(getattr(config, "offload", "none"))
+        parts = [word.strip() for word in asked.split(",")]
+        self.offloaded = {"encoders", "vae", "rewards"} if "all" in parts else set(parts)
+        if machine.on_cpu:
+            self.offloaded = set()
+
+    def add(self, name: str, group: str, size: float, *place: str, phases=RUNNING) -> None:
+        if size > 0:
+            where = place[0] if place else DEVICE
+            self.items.append(Item(name, group, math.ceil(size), where, tuple(phases)))
+
+    def plan(self) -> Plan:
+        trained = sum(p.numel() for p in self.policy.trainable().values())
+        self.weights(trained)
+        self.training(trained)
+        self.data()
+        per_row, other, rows = self.run()
+        unknown = tuple(
+            f"reward {name}: its memory is not known before it is loaded"
+            for name, size in (self.work.rewards or {}).items()
+            if size is None
+        )
+        network = self.policy.denoiser
+        facts = {
+            "trained_parameters": trained,
+            "denoiser_parameters": sum(p.numel() for p in network.parameters())
+            - (trained if self.config.train == "lora" else 0),
+            "images_per_epoch": self.images,
+            "processes": self.machine.processes,
+            "latent_shape": list(self.policy.latent_shape),
+            "gradient_checkpointing": self.config.gradient_checkpointing,
+            **rows,
+        }
+        items = tuple(self.items)
+        return Plan(items, self.machine.on_cpu, facts, unknown, per_row, other)
+
+    # -- what lies there all the time -------------------------------------------------------------
+
+    def weights(self, trained: int) -> None:
+        config, name = self.config, self.policy.family.denoiser_name
+        share = self.machine.processes if self.machine.sharded else 1
+        self.add("weights in the files", "weights", sum(self.base.values()), HOST, phases=["load"])
+        self.add("sums that know the weights", "weights", self.checked, HOST, phases=["load"])
+        for part, size in self.base.items():
+            if part == name:
+                continue
+            kind = "vae" if part == "vae" else "encoders"
+            called = ("decode", "show") if kind == "vae" else ("encode", "evaluate")
+            if kind in self.offloaded:
+                self.add(part, "weights", size, phases=called)
+                self.add(f"{part}, waiting", "weights", size, HOST)
+            else:
+                self.add(part, "weights", size)
+        size = self.base[name]
+        if config.train == "full":
+            full = 4 * trained
+            self.add(f"{name} in fp32", "weights", full / share)
+            on = getattr(config, "reference_on", None)
+            on = on or ("host" if hasattr(self.policy, "_held") else "device")
+            self.add("reference weights", "weights", full / share, HOST if on == "host" else DEVICE)
+        else:
+            bits = getattr(config, "quantization", "none")
+            if bits != "none":
+                linear = [m for m in self.policy.denoiser.modules() if _linear(m)]
+                count = sum(m.weight.numel() for m in linear)
+                own = sum(m.weight.numel() * m.weight.element_size() for m in linear)
+                size = size - own + count * QUANTISED[bits]
+            self.add(name, "weights", size / share)
+            self.add("LoRA", "weights", bytes_of(self.policy.denoiser) - self.base[name])
+        for reward, size_or_none in (self.work.rewards or {}).items():
+            where = HOST if "rewards" in self.offloaded else DEVICE
+            self.add(f"reward {reward}", "weights", size_or_none or 0, where)
+
+    def training(self, trained: int) -> None:
+        config = self.config
+        full = config.train == "full"
+        share = self.machine.processes if self.machine.sharded and full else 1
+        size = 4 * trained / share
+        small = getattr(config, "optimizer", None) == "adamw-8bit"
+        self.add("gradients", "training", size)
+        self.add("moments of AdamW", "training", size * (0.52 if small else 2))
+        anchored = getattr(self.objective, "anchor", False)
+        copies = bool(config.ema) + bool(anchored)
+        self.add("averages of the weights", "training", copies * size)
+        if config.ema:
+            self.add("weights put aside", "training", size, phases=["evaluate", "show", "save"])
+        if anchored:
+            kept = (
+                ("draw", "train") if getattr(self.objective, "drawn_by_anchor", 0) else ("train",)
+            )
+            self.add("weights put aside for the average", "training", size, phases=kept)
+        foreach = not self.machine.on_cpu and getattr(config, "optimizer", None) == "adamw"
+        one = max(p.numel() for p in self.policy.trainable().values())
+        self.add("the step's own", "training", size if foreach else 4 * one, phases=["step"])
+        if not self.machine.on_cpu:
+            state = size * (3 + copies)
+            self.add("copy of the state", "training", state, HOST, phases=["save"])
+
+    # -- what an epoch holds ----------------------------------------------------------------------
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch that this process draws."""
+        count = self.config.prompts_per_epoch * self.config.images_per_prompt
+        return math.ceil(count / self.machine.processes)
+
+    def data(self) -> None:
+        config, policy = self.config, self.policy
+        numbers = math.prod(policy.latent_shape)
+        width = torch.empty(0, dtype=DTYPES[config.storage_dtype]).element_size()
+        where = DEVICE if getattr(config, "chains_on", "device") == "device" else HOST
+        height, across = policy.family.image_size
+        picture = 3 * height * across * 4
+        if self.work.paired:
+            rows = 2 * self.images
+            self.add("latents of the pairs", "data", rows * numbers * 4, phases=DRAWN)
+            self.add("images of the pairs", "data", rows * picture, HOST, phases=["decode"])
+        else:
+            steps = 1 if self.forward else config.num_inference_steps + 1
+            chains = self.images * steps * numbers * width
+            name = f"chains of {self.images} images"
+            self.add(name, "data", chains, where, phases=DRAWN)
+            self.add("samples in fp32", "data", self.images * numbers * 4, phases=["decode"])
+            drawn = ("decode", "train", "step")
+            self.add("images", "data", self.images * picture, HOST, phases=drawn)
+            self.add("images joined", "data", self.images * picture, HOST, phases=["decode"])
+        with policy.full_size():
+            shown, numbers = len(self.work.held_out), math.prod(policy.latent_shape)
+            height, across = policy.family.image_size
+        self.add(
+            "latents of an evaluation", "data", shown * numbers * 8, phases=["evaluate", "show"]
+        )
+        size = shown * 3 * height * across * 4
+        self.add("images of an evaluation", "data", 2 * size, HOST, phases=["show"])
+
+    # -- passes -----------------------------------------------------------------------------------
+
+    def run(self) -> tuple[dict[str, float], int, dict[str, int]]:
+        """Measure the passes; bytes per row, the training pass under the other choice of gradient
+        checkpointing, and the sizes of batches that were assumed."""
+        config, passes, policy = self.config, self.passes, self.policy
+        prompts = self.work.prompts or self.work.held_out or [""]
+        cond, encoding = passes.encode(prompts)
+        each = sum(v[0].numel() * v.element_size() for v in cond.values())
+        told = ("encode", *DRAWN)
+        self.add(
+            f"conditioning of {len(prompts)} prompts", "data", each * len(prompts), phases=told
+        )
+        self.add("prompts' encoding", "passes", encoding, phases=["encode"])
+        rows = {
+            "rollout_batch": self.size_of("rollout_batch"),
+            "micro_batch": self.size_of("micro_batch"),
+        }
+        batch, micro = min(rows["rollout_batch"], self.images), rows["micro_batch"]
+        references = 0
+        if "kl" in getattr(self.objective, "channels", ()):
+            references = 1
+        elif self.forward:
+            asks = getattr(self.objective, "needs_reference", False)
+            references = bool(getattr(self.objective, "anchor", False)) + bool(asks)
+        passes.checkpoint(config.gradient_checkpointing)
+        one = passes.train(1, cond, references=references)
+        training = one if micro == 1 else passes.train(micro, cond, references=references)
+        name = f"forward and backward pass of {micro}"
+        self.add(name, "passes", training, phases=["train"])
+        per_row: dict[str, float] = {"train": (training - one) / max(1, micro - 1) or one}
+        passes.checkpoint(not config.gradient_checkpointing)
+        other = passes.train(micro, cond, references=references)
+        passes.checkpoint(config.gradient_checkpointing)
+        if not self.work.paired:
+            drawing = passes.predict(batch, cond)
+            per_row["draw"] = drawing / batch
+            self.add(f"drawing pass of {batch}", "passes", drawing, phases=["draw"])
+            device, _ = passes.decode(min(SHOWN, self.images))
+            self.add("decoding", "passes", device, phases=["decode"])
+        shown = len(self.work.held_out)
+        if shown:
+            with policy.full_size():
+                drawing = passes.predict(min(rows["rollout_batch"], shown), cond)
+                device, _ = passes.decode(min(SHOWN, shown))
+            more = max(drawing, encoding / len(prompts) * shown)
+            self.add(f"evaluation of {shown} prompts", "passes", more, phases=["evaluate"])
+            self.add(
+                "conditioning of an evaluation", "data", each * shown, phases=["evaluate", "show"]
+            )
+            self.add("decoding of an evaluation", "passes", device, phases=["show"])
+        return per_row, other, rows
+
+    def size_of(self, name: str) -> int:
+        """Rows of a batch; of one that is found at run time, what it is on this device."""
+        asked = getattr(self.config, name)
+        if asked != "auto":
+            return int(asked)
+        return int(PUBLISHED[name])
+
+
+def _networks(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
+
+
+def _linear(module: torch.nn.Module) -> bool:
+    return type(module) is torch.nn.Linear
+
+
+def _policy(
+    pipe: Any, config: Any, start_lora: str | None, family: type[Family] | None
+) -> ImagePolicy:
+    with torch.device("meta"):
+        policy = ImagePolicy(
+            pipe,
+            guidance_scale=config.guidance_scale,
+            negative_prompt=config.negative_prompt,
+            train=config.train,
+            lora_rank=config.lora_rank,
+            lora_targets=config.lora_targets,
+            lora_alpha=config.lora_alpha,
+            lora_dora=config.lora_dora,
+            start_lora=start_lora,
+            device="meta",
+            family=family,
+            height=config.height,
+            width=config.width,
+            train_resolution=config.train_resolution,
+            max_sequence_length=config.max_sequence_length,
+        )
+    policy.denoiser.to("meta")  # a LoRA that was read from a file
+    return policy
