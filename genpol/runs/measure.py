@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,18 +24,29 @@ class Cost:
     model_seconds: float = 0.0
     cpu_seconds: float = 0.0  # over all threads
     peak_mb: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)  # wall-clock seconds by part
 
 
 class ModelClock:
     """Context: adds up the time inside the networks' forward and what `timed` wraps, in `seconds`.
 
     Forwards are timed by hooks. Nested calls (recomputation under gradient checkpointing) count
-    once. On CUDA each call is synchronised.
+    once. On CUDA the time is that between two events of the stream, so that nothing waits for the
+    device; reading `seconds` waits.
     """
 
     def __init__(self, networks: list[nn.Module], device: str) -> None:
         self.networks, self.device = networks, device
-        self.seconds, self.depth = 0.0, 0
+        self.depth, self._seconds = 0, 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        if self._events:
+            synchronise(self.device)
+            self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
+            self._events.clear()
+        return self._seconds
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, with its time added to `seconds`."""
@@ -50,16 +61,26 @@ class ModelClock:
         return call
 
     def _begin(self, *_: object) -> None:
-        synchronise(self.device)
         if self.depth == 0:
-            self._since = time.perf_counter()
+            self._since: Any = self._now()
         self.depth += 1
 
     def _end(self, *_: object) -> None:
-        synchronise(self.device)
         self.depth -= 1
-        if self.depth == 0:
-            self.seconds += time.perf_counter() - self._since
+        if self.depth > 0:
+            return
+        now = self._now()
+        if self.device.startswith("cuda"):
+            self._events.append((self._since, now))
+        else:
+            self._seconds += now - self._since
+
+    def _now(self) -> Any:
+        if not self.device.startswith("cuda"):
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def __enter__(self) -> ModelClock:
         self._hooks = [

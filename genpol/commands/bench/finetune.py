@@ -42,7 +42,8 @@ class BenchFinetune(WandbOptions):
     """Measure fine-tuning: share of time in the model, images per second, memory.
 
     Ours and the comparison loop (`genpol/benchmarks/ddpo.py`) take turns, epoch by epoch, from the
-    same weights with the same prompts and noise, so that a busy machine disturbs both.
+    same weights with the same prompts and noise, so that a busy machine disturbs both. The plain
+    loops of diffusers (`genpol/benchmarks/plain.py`) come third.
     """
 
     model: str = "tiny"
@@ -106,6 +107,7 @@ def options(config: BenchFinetune) -> Finetune:
 def run(config: BenchFinetune) -> None:
     """Check that both loops have the same gradient, time them in turns, write the run folder."""
     from genpol.benchmarks.ddpo import ddpo_epoch
+    from genpol.benchmarks.plain import plain_rollout, plain_training
     from genpol.commands.finetune.command import build, complete
     from genpol.runs.measure import Cost, count_flop
     from genpol.runs.processor import measure_speed
@@ -127,19 +129,28 @@ def run(config: BenchFinetune) -> None:
         start = snapshot(tuner)
         flop = count_flop(tuner.run_epoch)
         rewind(tuner, start)
-        ours, usual = Cost(), Cost()
+        ours, usual, plain = Cost(), Cost(), (Cost(), Cost())
         for epoch in range(config.epochs):
             start = snapshot(tuner)
             measure(tuner, tuner.run_epoch, ours)
             rewind(tuner, start)
             measure(tuner, lambda: ddpo_epoch(tuner), usual)
-            folder.log(epoch + 1, results(ours, usual))
-        final = results(ours, usual) | {
-            "bench/gradient_error": error,
-            "time/seconds": time.perf_counter() - begin,
-            "bench/epoch_gflop": flop / 1e9,
-            **speed.metrics(),
-        }
+            after = snapshot(tuner)
+            rewind(tuner, start)
+            measure(tuner, lambda: plain_rollout(tuner, tuner.config.rollout_batch), plain[0])
+            measure(tuner, lambda: plain_training(tuner, tuner.config.micro_batch), plain[1])
+            rewind(tuner, after)
+            folder.log(epoch + 1, results(ours, usual) | beside_plain(ours, *plain))
+        final = (
+            results(ours, usual)
+            | beside_plain(ours, *plain)
+            | {
+                "bench/gradient_error": error,
+                "time/seconds": time.perf_counter() - begin,
+                "bench/epoch_gflop": flop / 1e9,
+                **speed.metrics(),
+            }
+        )
         if str(tuner.policy.device) == "cpu" and not settings.autocast and settings.dtype == "fp32":
             final["bench/speed_share"] = speed.share(flop, ours.cpu_seconds / config.epochs)
         folder.summary(final)
@@ -219,13 +230,15 @@ def rewind(tuner: Finetuner, state: tuple[dict[str, Tensor], dict]) -> None:
 
 def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
     """Run one epoch and add what it took."""
-    from genpol.runs.measure import ModelClock, read_peak, reset_peak, synchronise
+    from genpol.runs.measure import ModelClock, PartClock, read_peak, reset_peak, synchronise
 
     policy, cfg = tuner.policy, tuner.config
     device = str(policy.device)
     known = reset_peak(device)
     synchronise(device)
-    with ModelClock(policy.networks(), device) as clock:
+    parts = [(tuner, "draw", "rollout"), (policy, "decode", "rollout")]
+    parts.append((tuner, "take_steps", "training"))
+    with ModelClock(policy.networks(), device) as clock, PartClock(parts, device) as split:
         backward, tuner.backward = tuner.backward, clock.timed(tuner.backward)
         cpu, start = time.process_time(), time.perf_counter()
         epoch()
@@ -234,6 +247,8 @@ def measure(tuner: Finetuner, epoch: Callable[[], Any], cost: Cost) -> None:
         cost.cpu_seconds += time.process_time() - cpu
         tuner.backward = backward
     cost.model_seconds += clock.seconds
+    for part, seconds in split.wall.items():
+        cost.parts[part] = cost.parts.get(part, 0.0) + seconds
     cost.images += cfg.prompts_per_epoch * cfg.images_per_prompt  # type: ignore[operator]
     if known:
         cost.peak_mb = max(cost.peak_mb or 0.0, read_peak(device))
@@ -254,19 +269,41 @@ def results(ours: Cost, usual: Cost) -> dict[str, float]:
     return out | {"bench/ratio": speeds[0] / speeds[1]}
 
 
+def beside_plain(ours: Cost, rollout: Cost, training: Cost) -> dict[str, float]:
+    """Drawing and training apart, beside the plain loops; see docs/metrics.md."""
+    out: dict[str, float] = {}
+    for part, other in (("rollout", rollout), ("training", training)):
+        mine, theirs = ours.images / ours.parts[part], other.images / other.seconds
+        out |= {
+            f"bench/{part}_images_per_second": mine,
+            f"bench/{part}_images_per_second_plain": theirs,
+            f"bench/{part}_ratio": mine / theirs,
+        }
+    seconds = rollout.seconds + training.seconds
+    out["bench/model_share_plain"] = (rollout.model_seconds + training.model_seconds) / seconds
+    if rollout.peak_mb is not None and training.peak_mb is not None:
+        out["bench/peak_mb_plain"] = max(rollout.peak_mb, training.peak_mb)
+    return out
+
+
 def as_table(metrics: dict[str, float]) -> str:
-    """Both loops side by side."""
+    """The loops side by side."""
     rows = {
         "images per second": ("images_per_second", ".2f"),
+        "  in drawing": ("rollout_images_per_second", ".2f"),
+        "  in training": ("training_images_per_second", ".2f"),
         "CPU seconds per image": ("cpu_seconds_per_image", ".3f"),
         "share of time in the model": ("model_share", ".1%"),
         "peak memory, MB": ("peak_mb", ".0f"),
     }
-    lines = [f"{'':28}{'genpol':>10}{'usual loop':>12}"]
+    lines = [f"{'':28}{'genpol':>10}{'usual loop':>12}{'plain loops':>13}"]
     for label, (name, form) in rows.items():
         if f"bench/{name}" in metrics:
-            pair = metrics[f"bench/{name}"], metrics[f"bench/{name}_ddpo"]
-            lines.append(f"{label:28}{pair[0]:>10{form}}{pair[1]:>12{form}}")
+            cells = f"{metrics[f'bench/{name}']:>10{form}}"
+            for suffix, width in (("_ddpo", 12), ("_plain", 13)):
+                value = metrics.get(f"bench/{name}{suffix}")
+                cells += " " * width if value is None else f"{value:>{width}{form}}"
+            lines.append(f"{label:28}{cells}".rstrip())
     if (share := metrics.get("bench/speed_share")) is not None:
         gflop = metrics["bench/epoch_gflop"]
         lines.append(f"an epoch is {gflop:.3g} GFLOP: {share:.0%} of this machine's float32")

@@ -97,6 +97,11 @@ def test_bench_writes_its_numbers(model, tmp_path, capsys):
         assert summary[f"bench/cpu_seconds_per_image{suffix}"] > 0
         assert (f"bench/peak_mb{suffix}" in summary) == reset_peak("cpu")
         assert summary.get(f"bench/peak_mb{suffix}", 100.0) > 50
+    for part in ("rollout", "training"):
+        speeds = [summary[f"bench/{part}_images_per_second{end}"] for end in ("", "_plain")]
+        assert min(speeds) > 0
+        assert summary[f"bench/{part}_ratio"] == pytest.approx(speeds[0] / speeds[1])
+    assert 0 < summary["bench/model_share_plain"] < 1
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
     assert json.loads((folder / "config.json").read_text())["command"] == "bench finetune"
     assert "images per second" in capsys.readouterr().out
