@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": ("model", "reward", "prompts", "epochs", "device", "output"),
     "size of the work": (
         "prompts_per_epoch", "images_per_prompt", "inner_steps", "num_inference_steps",
-        "guidance_scale", "rollout_batch", "micro_batch",
+        "guidance_scale", "rollout_batch", "micro_batch", "height", "width",
     ),
     "memory and precision": ("gradient_checkpointing", "dtype", "autocast"),
     "run": ("threads", "seed", *WANDB),
@@ -69,6 +69,10 @@ class BenchFinetune(WandbOptions):
     micro_batch: Count | None = None
     """Denoising steps of one forward and backward pass, above 0. In the comparison loop it counts
     images."""
+    height: Count | None = None
+    """Height of the images in pixels. Default: the pipeline's."""
+    width: Count | None = None
+    """Width of the images in pixels. Default: the pipeline's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, for less memory and more time."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
