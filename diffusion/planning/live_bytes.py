@@ -137,7 +137,12 @@ def _fused(
 
 class LikeAutocast(TorchFunctionMode):
     """Context: operations on the meta device take and give the precisions that `torch.autocast`
-    would choose on a device; the casts of a weight are kept for the length of the context."""
+    would choose on a device; the casts of a weight are kept for the length of the context.
+
+    Args:
+        dtype: of products and convolutions.
+        norms: whether norms and softmax compute in float32, as on CUDA and not on the CPU.
+    """
 
     HALF = frozenset(
         {
@@ -154,15 +159,17 @@ class LikeAutocast(TorchFunctionMode):
         }
     )
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, *, norms: bool = True) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.norms = dtype, norms
         self._weights: dict[int, Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        wanted = self.dtype if func in self.HALF else torch.float32 if func in self.FULL else None
+        wanted = self.dtype if func in self.HALF else None
+        if self.norms and func in self.FULL:
+            wanted = torch.float32
         given = dict(kwargs or {})
         if wanted is not None:
             args = tuple(self._as(one, wanted) for one in args)

@@ -88,7 +88,8 @@ class _Maker:
     ) -> None:
         self.policy, self.config, self.work, self.machine = policy, config, work, machine
         self.base, self.checked = base, checked
-        self.passes = Passes(policy, DTYPES[config.autocast] if config.autocast else None)
+        cast = DTYPES[config.autocast] if config.autocast else None
+        self.passes = Passes(policy, cast, on_cpu=machine.on_cpu)
         self.items: list[Item] = []
         self.objective: Any = make_objective(config)
         self.forward = hasattr(self.objective, "terms")
@@ -122,7 +123,6 @@ class _Maker:
             "images_per_epoch": self.images,
             "processes": self.machine.processes,
             "latent_shape": list(self.policy.latent_shape),
-            "gradient_checkpointing": self.config.gradient_checkpointing,
             **rows,
         }
         items = tuple(self.items)
@@ -253,11 +253,10 @@ class _Maker:
             asks = getattr(self.objective, "needs_reference", False)
             references = bool(getattr(self.objective, "anchor", False)) + bool(asks)
         passes.checkpoint(config.gradient_checkpointing)
-        one = passes.train(1, cond, references=references)
-        training = one if micro == 1 else passes.train(micro, cond, references=references)
+        training = passes.train(micro, cond, references=references)
         name = f"forward and backward pass of {micro}"
         self.add(name, "passes", training, phases=["train"])
-        per_row: dict[str, float] = {"train": (training - one) / max(1, micro - 1) or one}
+        per_row: dict[str, float] = {"train": training / micro}
         passes.checkpoint(not config.gradient_checkpointing)
         other = passes.train(micro, cond, references=references)
         passes.checkpoint(config.gradient_checkpointing)
@@ -269,8 +268,12 @@ class _Maker:
             self.add("decoding", "passes", device, phases=["decode"])
         shown = len(self.work.held_out)
         if shown:
+            count, same = min(rows["rollout_batch"], shown), policy.family.image_size
             with policy.full_size():
-                drawing = passes.predict(min(rows["rollout_batch"], shown), cond)
+                if "draw" in per_row and policy.family.image_size == same:
+                    drawing = math.ceil(per_row["draw"] * count)
+                else:
+                    drawing = passes.predict(count, cond)
                 device, _ = passes.decode(min(SHOWN, shown))
             more = max(drawing, encoding / len(prompts) * shown)
             self.add(f"evaluation of {shown} prompts", "passes", more, phases=["evaluate"])

@@ -27,10 +27,13 @@ class Passes:
     Args:
         policy: made of a pipeline without weights, with no autocast of its own.
         autocast: the precision of autocast, or None.
+        on_cpu: whether the device that is planned for is the CPU.
     """
 
-    def __init__(self, policy: ImagePolicy, autocast: torch.dtype | None = None) -> None:
-        self.policy, self.autocast = policy, autocast
+    def __init__(
+        self, policy: ImagePolicy, autocast: torch.dtype | None = None, *, on_cpu: bool = False
+    ) -> None:
+        self.policy, self.autocast, self.on_cpu = policy, autocast, on_cpu
 
     @contextmanager
     def counted(self) -> Iterator[LiveBytes]:
@@ -41,7 +44,10 @@ class Passes:
 
     @contextmanager
     def as_on_a_device(self) -> Iterator[None]:
-        with LikeAutocast(self.autocast) if self.autocast else nullcontext(), FusedAttention():
+        cast: Any = nullcontext()
+        if self.autocast is not None:
+            cast = LikeAutocast(self.autocast, norms=not self.on_cpu)
+        with cast, FusedAttention():
             yield
 
     def checkpoint(self, on: bool) -> None:

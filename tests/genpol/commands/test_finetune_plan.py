@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from diffusion.planning.live_bytes import LiveBytes
+from genpol.cli import main
 from genpol.commands.finetune.command import build, complete
 from genpol.commands.finetune.options import Finetune
 from genpol.commands.finetune.plan import plan_of
 
 SMALL = {
-    **{"prompts_per_epoch": 2, "images_per_prompt": 2, "inner_steps": 2, "num_inference_steps": 3},
+    **{"prompts_per_epoch": 2, "images_per_prompt": 2, "inner_steps": 2, "num_inference_steps": 2},
     **{"eval_images": 2, "device": "cpu", "reward": "jpeg_compressibility", "prompts": "animals"},
     **{"rollout_batch": 4, "micro_batch": 4, "gold_reward": "", "epochs": 1},
 }
@@ -41,3 +44,55 @@ def test_a_run_takes_what_the_plan_says(name):
     phase, planned = found.peak("host")
     assert planned == pytest.approx(measured(config), rel=0.15)
     assert phase in ("train", "decode", "show")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A plan for four processes on a card, made once."""
+    words = {"prompts_per_epoch": 3, "images_per_prompt": 5, "micro_batch": 64, "rollout_batch": 3}
+    return plan_of(complete(Finetune(model="tiny", device="cuda", processes=4, **words)))
+
+
+def said(made, monkeypatch, capsys, *words):
+    monkeypatch.setattr("genpol.commands.finetune.plan.plan_of", lambda config: made)
+    more = ["--micro-batch", "64", "--rollout-batch", "3", "--device", "cuda"]
+    assert main(["finetune", "--plan", *more, *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_table_says_what_lies_where_and_what_to_try(made, monkeypatch, capsys):
+    text = said(made, monkeypatch, capsys, "--device-memory", "0.52")
+    assert "nothing was loaded" in text and "CUDA keeps about" in text
+    assert "each of 4 processes" in text
+    for item in ("text_encoder", "unet", "vae", "LoRA", "gradients", "moments of AdamW"):
+        assert f"\n  {item} " in text, item
+    assert "does not fit" in text and "--micro-batch 1" in text
+    tried = text[text.index("In this order, try") :]
+    assert tried.index("--micro-batch 1") < tried.index("--dtype bf16")
+    assert ": it fits" in said(made, monkeypatch, capsys, "--device-memory", "24")
+    more = said(made, monkeypatch, capsys, "--device-memory", "0.65")
+    assert "--micro-batch 1" in more and "which fits" in more and "--dtype bf16" not in more
+
+
+def test_json_has_every_number(made, monkeypatch, capsys):
+    found = json.loads(said(made, monkeypatch, capsys, "--json"))
+    assert found["device"] == "cuda"
+    assert found["facts"]["images_per_epoch"] == 4  # of 15 on 4 processes
+    sizes = {item["name"]: item for item in found["items"]}
+    trained = found["facts"]["trained_parameters"]
+    assert sizes["gradients"]["bytes"] == 4 * trained
+    assert sizes["moments of AdamW"]["bytes"] == 8 * trained
+    assert sizes["unet"]["bytes"] == 4 * found["facts"]["denoiser_parameters"]
+    for phase, each in found["phases"].items():
+        here = (i for i in found["items"] if phase in i["phases"] and i["place"] == "device")
+        assert each["device"] == sum(i["bytes"] for i in here)
+    worst = max(found["phases"], key=lambda name: found["phases"][name]["device"])
+    assert found["peak"]["device"]["phase"] == worst
+
+
+def test_a_plan_of_what_is_not_there_is_one_line(capsys):
+    words = ["finetune", "--plan", "--reward", "clip", "--prompts", "animals"]
+    assert main([*words, "--model", "nobody/has-this"]) == 2
+    assert "nobody/has-this" in capsys.readouterr().err
+    assert main([*words, "--model", "./nowhere"]) == 2
+    assert "does not exist" in capsys.readouterr().err

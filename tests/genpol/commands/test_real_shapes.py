@@ -55,7 +55,7 @@ def test_an_epoch_takes_what_the_plan_says_at_any_number_of_steps(shape, tmp_pat
     assert many == pytest.approx(few, rel=0.10)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["sdxl", "sd35-medium", "flux"])
 def test_small_pipelines_of_every_shape_load(shape, tmp_path):
     from diffusion.loading import load_pipeline
 
