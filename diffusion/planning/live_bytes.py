@@ -123,8 +123,8 @@ def _fused(
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     if query.ndim == 3:
-        rows = (one.unsqueeze(0) for one in (query, key, value))
-        return _fused(*rows, None, 0.0, is_causal, scale).squeeze(0)
+        rows = [one.unsqueeze(0) for one in (query, key, value)]
+        return _fused(rows[0], rows[1], rows[2], attn_mask, 0.0, is_causal, scale).squeeze(0)
     mask = attn_mask
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)

@@ -194,9 +194,9 @@ class _Maker:
 
     @property
     def images(self) -> int:
-        """Images of an epoch that this process draws."""
-        count = self.config.prompts_per_epoch * self.config.images_per_prompt
-        return math.ceil(count / self.machine.processes)
+        """Images of an epoch that this process draws; pairs where they come from files."""
+        each = 1 if self.work.paired else self.config.images_per_prompt
+        return math.ceil(self.config.prompts_per_epoch * each / self.machine.processes)
 
     def data(self) -> None:
         config, policy = self.config, self.policy
@@ -208,7 +208,8 @@ class _Maker:
         if self.work.paired:
             rows = 2 * self.images
             self.add("latents of the pairs", "data", rows * numbers * 4, phases=DRAWN)
-            self.add("images of the pairs", "data", rows * picture, HOST, phases=["decode"])
+            batch = min(self.size_of("rollout_batch"), rows)
+            self.add("images of a batch", "data", 2 * batch * picture, HOST, phases=["decode"])
         else:
             steps = 1 if self.forward else config.num_inference_steps + 1
             chains = self.images * steps * numbers * width
@@ -260,7 +261,11 @@ class _Maker:
         passes.checkpoint(not config.gradient_checkpointing)
         other = passes.train(micro, cond, references=references)
         passes.checkpoint(config.gradient_checkpointing)
-        if not self.work.paired:
+        if self.work.paired:
+            images = 2 * max(1, min(rows["rollout_batch"] // 2, self.images))
+            size = passes.encode_images(images)
+            self.add(f"encoding of {images} images", "passes", size, phases=["decode"])
+        else:
             drawing = passes.predict(batch, cond)
             per_row["draw"] = drawing / batch
             self.add(f"drawing pass of {batch}", "passes", drawing, phases=["draw"])

@@ -125,6 +125,13 @@ class Passes:
             self.policy.decode(latents)
         return live.peak[DEVICE], live.peak["host"]
 
+    def encode_images(self, count: int) -> int:
+        """Peak on the device while so many images become latents."""
+        images = torch.empty(count, 3, *self.policy.family.image_size, device="meta")
+        with self.counted() as live:
+            self.policy.encode_images(images)
+        return live.peak[DEVICE]
+
 
 def _rows(cond: Condition, rows: int) -> Condition:
     shapes = {name: (rows, *value.shape[1:]) for name, value in cond.items()}

@@ -23,7 +23,8 @@ from diffusion.streams import ROLLOUT, generators
 
 def plain_rollout(tuner: Finetuner, rollout_batch: int) -> None:
     """Draw an epoch's images by the pipeline's own call."""
-    cfg, policy = tuner.config, tuner.policy
+    cfg: Any = tuner.config
+    policy = tuner.policy
     prompts: list[str] = tuner.prompts.train(tuner.epoch, cfg.prompts_per_epoch, cfg.seed)
     repeated = [prompt for prompt in prompts for _ in range(cfg.images_per_prompt)]
     extra: dict[str, Any] = {"eta": cfg.eta} if policy.family.own_call else {}
@@ -48,7 +49,8 @@ def plain_training(tuner: Finetuner, micro_batch: int) -> None:
 
     The loss is the mean square of the output, so that weights hardly change their size.
     """
-    cfg, policy = tuner.config, tuner.policy
+    cfg: Any = tuner.config
+    policy = tuner.policy
     prompts: list[str] = tuner.prompts.train(tuner.epoch, cfg.prompts_per_epoch, cfg.seed)
     cond = policy.encode(prompts)
     images = len(prompts) * cfg.images_per_prompt

@@ -47,21 +47,10 @@ def plan_of(config: Finetune) -> Plan:
     from diffusion.prompts.sources import load_prompts
     from genpol.commands.finetune.family import family_of
 
-    prompts: Any = None
-    if config.pairs is not None:
-        from diffusion.preferences.source import load_pairs
-
-        prompts = load_pairs(
-            config.pairs,
-            columns=config.pair_columns,
-            held_out_fraction=config.held_out,
-            eval_spec=config.eval_prompts,
-            eval_column=config.prompt_column,
-        )
-        drawn: list[str] = []
-        held_out = prompts.held_out(config.eval_images, config.seed) if config.reward else []
-    else:
-        prompts = load_prompts(
+    drawn: list[str] = []
+    held_out: list[str] = []
+    if config.pairs is None:
+        prompts: Any = load_prompts(
             config.prompts or "",
             column=config.prompt_column,
             held_out_fraction=config.held_out,
@@ -70,6 +59,14 @@ def plan_of(config: Finetune) -> Plan:
         drawn = prompts.train(0, config.prompts_per_epoch, config.seed)
         count = max(config.eval_images, config.final_eval_images or 0)
         held_out = prompts.held_out(count, config.seed)
+    else:
+        from diffusion.preferences.source import load_pairs
+
+        columns = {"columns": config.pair_columns, "held_out_fraction": config.held_out}
+        own = {"eval_spec": config.eval_prompts, "eval_column": config.prompt_column}
+        pairs: Any = load_pairs(config.pairs, **columns, **own)  # type: ignore[arg-type]
+        drawn = pairs.train(0, config.prompts_per_epoch, config.seed)
+        held_out = pairs.held_out(config.eval_images, config.seed) if config.reward else []
     rewards: dict[str, int | None] = {}
     for text in (config.reward, config.gold_reward):
         for one in (text or "").split(",") if text is config.gold_reward else [text]:
@@ -98,8 +95,8 @@ def device_of(config: Finetune) -> str:
     """The device of the run, which need not be here."""
     import torch
 
-    if config.device is not None:
-        return config.device
+    if config.device not in (None, "auto"):
+        return str(config.device)
     return "cuda" if torch.cuda.is_available() or config.device_memory else "cpu"
 
 
