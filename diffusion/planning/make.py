@@ -10,6 +10,7 @@ import torch
 
 from diffusion.config import FinetuneConfig
 from diffusion.families.family import Family
+from diffusion.fitting import LARGEST
 from diffusion.loading import DTYPES
 from diffusion.objectives.make import make_objective
 from diffusion.pipelines import ImagePolicy
@@ -21,17 +22,19 @@ from diffusion.recommended import PUBLISHED
 DRAWN = ("draw", "decode", "train", "step")  # as long as an epoch's chains are needed
 SHOWN = 64  # latents that are decoded in the plan; more take no more on the device
 QUANTISED = {"8bit": 1.02, "4bit": 0.53}  # bytes of a weight, its scales included
-AUTO = 256  # rows that "auto" starts from
+PASSES = {"rollout_batch": "draw", "micro_batch": "train"}  # what is done by so many rows
+MARGIN = 1.1  # what allocators and kernels take beyond the tensors
 
 
 @dataclass(frozen=True)
 class Machine:
     """device: cpu, cuda... processes: of the run. sharded: whether the denoiser is split over
-    them."""
+    them. memory: bytes that the device has for tensors, where they are known."""
 
     device: str = "cpu"
     processes: int = 1
     sharded: bool = False
+    memory: int | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -93,7 +96,7 @@ class _Maker:
         self.items: list[Item] = []
         self.objective: Any = make_objective(config)
         self.forward = hasattr(self.objective, "terms")
-        asked = str(getattr(config, "offload", "none"))
+        asked = config.offload
         parts = [word.strip() for word in asked.split(",")]
         self.offloaded = {"encoders", "vae", "rewards"} if "all" in parts else set(parts)
         if machine.on_cpu:
@@ -108,8 +111,12 @@ class _Maker:
         trained = sum(p.numel() for p in self.policy.trainable().values())
         self.weights(trained)
         self.training(trained)
+        self.prompts = self.work.prompts or self.work.held_out or [""]
+        self.cond, self.encoding = self.passes.encode(self.prompts)
+        self.passes.checkpoint(self.config.gradient_checkpointing)
+        rows = self.sizes = {name: self.size_of(name) for name in PASSES}
         self.data()
-        per_row, other, rows = self.run()
+        per_row, other = self.run()
         unknown = tuple(
             f"reward {name}: its memory is not known before it is loaded"
             for name, size in (self.work.rewards or {}).items()
@@ -202,19 +209,23 @@ class _Maker:
         config, policy = self.config, self.policy
         numbers = math.prod(policy.latent_shape)
         width = torch.empty(0, dtype=DTYPES[config.storage_dtype]).element_size()
-        where = DEVICE if getattr(config, "chains_on", "device") == "device" else HOST
+        where = DEVICE if config.chains_on == "device" else HOST
         height, across = policy.family.image_size
         picture = 3 * height * across * 4
         if self.work.paired:
             rows = 2 * self.images
             self.add("latents of the pairs", "data", rows * numbers * 4, phases=DRAWN)
-            batch = min(self.size_of("rollout_batch"), rows)
+            batch = min(self.sizes["rollout_batch"], rows)
             self.add("images of a batch", "data", 2 * batch * picture, HOST, phases=["decode"])
         else:
             steps = 1 if self.forward else config.num_inference_steps + 1
             chains = self.images * steps * numbers * width
             name = f"chains of {self.images} images"
             self.add(name, "data", chains, where, phases=DRAWN)
+            batch = min(self.sizes["rollout_batch"], self.images)
+            if not self.forward:  # until the reference has seen them
+                means = batch * config.num_inference_steps * numbers * 4
+                self.add("means of a batch", "data", means, phases=["draw"])
             self.add("samples in fp32", "data", self.images * numbers * 4, phases=["decode"])
             drawn = ("decode", "train", "step")
             self.add("images", "data", self.images * picture, HOST, phases=drawn)
@@ -230,30 +241,18 @@ class _Maker:
 
     # -- passes -----------------------------------------------------------------------------------
 
-    def run(self) -> tuple[dict[str, float], int, dict[str, int]]:
-        """Measure the passes; bytes per row, the training pass under the other choice of gradient
-        checkpointing, and the sizes of batches that were assumed."""
-        config, passes, policy = self.config, self.passes, self.policy
-        prompts = self.work.prompts or self.work.held_out or [""]
-        cond, encoding = passes.encode(prompts)
+    def run(self) -> tuple[dict[str, float], int]:
+        """Measure the passes; bytes per row, and the training pass under the other choice of
+        gradient checkpointing."""
+        config, passes, policy, rows = self.config, self.passes, self.policy, self.sizes
+        prompts, cond, encoding = self.prompts, self.cond, self.encoding
         each = sum(v[0].numel() * v.element_size() for v in cond.values())
         told = ("encode", *DRAWN)
-        self.add(
-            f"conditioning of {len(prompts)} prompts", "data", each * len(prompts), phases=told
-        )
+        size = each * len(prompts)
+        self.add(f"conditioning of {len(prompts)} prompts", "data", size, phases=told)
         self.add("prompts' encoding", "passes", encoding, phases=["encode"])
-        rows = {
-            "rollout_batch": self.size_of("rollout_batch"),
-            "micro_batch": self.size_of("micro_batch"),
-        }
         batch, micro = min(rows["rollout_batch"], self.images), rows["micro_batch"]
-        references = 0
-        if "kl" in getattr(self.objective, "channels", ()):
-            references = 1
-        elif self.forward:
-            asks = getattr(self.objective, "needs_reference", False)
-            references = bool(getattr(self.objective, "anchor", False)) + bool(asks)
-        passes.checkpoint(config.gradient_checkpointing)
+        references = self.references
         training = passes.train(micro, cond, references=references)
         name = f"forward and backward pass of {micro}"
         self.add(name, "passes", training, phases=["train"])
@@ -286,14 +285,35 @@ class _Maker:
                 "conditioning of an evaluation", "data", each * shown, phases=["evaluate", "show"]
             )
             self.add("decoding of an evaluation", "passes", device, phases=["show"])
-        return per_row, other, rows
+        return per_row, other
+
+    @property
+    def references(self) -> int:
+        """Passes without a graph that the objective makes beside that of the policy."""
+        if not self.forward:
+            return int("kl" in getattr(self.objective, "channels", ()))
+        asks = getattr(self.objective, "needs_reference", False)
+        return bool(getattr(self.objective, "anchor", False)) + bool(asks)
 
     def size_of(self, name: str) -> int:
-        """Rows of a batch; of one that is found at run time, what it is on this device."""
+        """Rows of a batch. One that is found at run time starts high and is halved until it fits
+        beside what is on the device already."""
         asked = getattr(self.config, name)
         if asked != "auto":
             return int(asked)
-        return int(PUBLISHED[name])
+        usual, room = int(PUBLISHED[name]), self.machine.memory
+        if room is None:
+            return usual
+        phase = PASSES[name]
+        if phase == "train":
+            one = self.passes.train(usual, self.cond, references=self.references) / usual
+        else:
+            one = self.passes.predict(usual, self.cond) / usual
+        taken = sum(i.size for i in self.items if i.place == DEVICE and phase in i.phases)
+        size = LARGEST
+        while size > 1 and taken + size * one * MARGIN > room:
+            size //= 2
+        return size
 
 
 def _networks(pipe: Any) -> dict[str, torch.nn.Module]:

@@ -141,8 +141,8 @@ def run(config: BenchFinetune) -> None:
             measure(tuner, lambda: ddpo_epoch(tuner), usual)
             after = snapshot(tuner)
             rewind(tuner, start)
-            measure(tuner, lambda: plain_rollout(tuner, tuner.config.rollout_batch), plain[0])
-            measure(tuner, lambda: plain_training(tuner, tuner.config.micro_batch), plain[1])
+            measure(tuner, lambda: plain_rollout(tuner, tuner.rollout_batch.size), plain[0])
+            measure(tuner, lambda: plain_training(tuner, tuner.micro_batch.size), plain[1])
             rewind(tuner, after)
             folder.log(epoch + 1, results(ours, usual) | beside_plain(ours, *plain))
         final = (

@@ -26,7 +26,8 @@ def for_device(config: Finetune, usual: Mapping[str, Any]) -> Finetune:
     from genpol.runs.device import pick_device
 
     parse_offload(config.offload)
-    on_gpu = pick_device(config.device).startswith("cuda")
+    device = planned_device(config) if config.plan else pick_device(config.device)
+    on_gpu = device.startswith("cuda")
     sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
     for name, size in sizes.items():
         if on_gpu and size is None:
@@ -34,6 +35,15 @@ def for_device(config: Finetune, usual: Mapping[str, Any]) -> Finetune:
         elif size == "auto" and not on_gpu:
             sizes[name] = usual[name]
     return replace(config, **sizes)
+
+
+def planned_device(config: Finetune) -> str:
+    """The device of a run that is planned, which need not be here."""
+    import torch
+
+    if config.device not in (None, "auto"):
+        return str(config.device)
+    return "cuda" if torch.cuda.is_available() or config.device_memory else "cpu"
 
 
 def typical_size(config: Finetune) -> int:

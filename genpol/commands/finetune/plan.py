@@ -6,6 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from genpol.commands.finetune.memory import planned_device
+
 if TYPE_CHECKING:
     from diffusion.planning.plan import Plan
     from genpol.commands.finetune.options import Finetune
@@ -31,7 +33,7 @@ def show_plan(config: Finetune) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one process says it for all
     found = plan_of(config)
-    device = device_of(config)
+    device = planned_device(config)
     memory = memory_of(config, device)
     if config.json:
         print(json.dumps(found.as_dict() | {"device": device, "memory": memory}, indent=2))
@@ -81,7 +83,10 @@ def plan_of(config: Finetune) -> Plan:
     )
     work = Work(drawn, held_out, config.lora, rewards, config.pairs is not None)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-    machine = Machine(device_of(config), processes_of(config), sharded)
+    device = planned_device(config)
+    memory = memory_of(config, device)
+    room = None if memory is None or device == "cpu" else memory - CONTEXT
+    machine = Machine(device, processes_of(config), sharded, room)
     return make_plan(found, config, work, machine, family)
 
 
@@ -89,15 +94,6 @@ def processes_of(config: Finetune) -> int:
     """Those of --processes, else as many as the launcher started."""
     launched = os.environ.get("WORLD_SIZE", "1")
     return config.processes or (int(launched) if launched.isdigit() else 1)
-
-
-def device_of(config: Finetune) -> str:
-    """The device of the run, which need not be here."""
-    import torch
-
-    if config.device not in (None, "auto"):
-        return str(config.device)
-    return "cuda" if torch.cuda.is_available() or config.device_memory else "cpu"
 
 
 def memory_of(config: Finetune, device: str) -> int | None:

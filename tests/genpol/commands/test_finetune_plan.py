@@ -50,7 +50,7 @@ def test_a_run_takes_what_the_plan_says(name):
 def made():
     """A plan for four processes on a card, made once."""
     words = {"prompts_per_epoch": 3, "images_per_prompt": 5, "micro_batch": 64, "rollout_batch": 3}
-    return plan_of(complete(Finetune(model="tiny", device="cuda", processes=4, **words)))
+    return plan_of(complete(Finetune(model="tiny", device="cuda", processes=4, plan=True, **words)))
 
 
 def said(made, monkeypatch, capsys, *words):
