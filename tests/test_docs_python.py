@@ -67,6 +67,7 @@ def test_an_example_of_the_python_page(heading, tmp_path, monkeypatch, capsys):
     assert printed in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_extending_page(tmp_path):
     """All in one process, so that what is heavy is imported once."""
     names = []

@@ -112,6 +112,7 @@ def test_the_gradient_is_that_of_the_published_loss(path):
         torch.testing.assert_close(seen[name], parameter.grad, atol=1e-4 * largest + 1e-9, rtol=0)
 
 
+@pytest.mark.slow
 def test_training_improves_the_implicit_accuracy(path):
     """On the pairs themselves: for others it takes a network that knows something."""
     tuner = tuner_of(path, prompts_per_epoch=6, beta=2000.0, held_out=0.0, draws=1)

@@ -252,7 +252,7 @@ def test_the_message_points_at_a_page_that_is_there():
 
 
 def test_the_shipped_pipeline_passes_every_check(no_weights, monkeypatch):
-    from diffusion.loading import TINY, _checked
+    from diffusion.loading import TINY, checked
 
-    found = _checked(str(TINY), "tiny", "keep", None)
+    found = checked(str(TINY), "tiny", "keep", None)
     assert found.class_name == json.loads((TINY / INDEX).read_text())["_class_name"]

@@ -37,7 +37,9 @@ def measured(config: Finetune) -> int:
     return live.peak_total
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "lora" else ()) for name in RUNS]
+)
 def test_a_run_takes_what_the_plan_says(name):
     config = complete(Finetune(**SMALL | RUNS[name]))
     found = plan_of(config)

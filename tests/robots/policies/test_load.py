@@ -84,7 +84,7 @@ def test_the_adapters_are_given_everything(tmp_path, monkeypatch):
     assert load_black_box("ws://host:8000", **common) == "RemotePolicy"
     assert calls["RobomimicPolicy"] == (
         str(file),
-        {"trust": True, "env_spec": SPEC, "action_chunk": 4},
+        {"trust": True, "env_spec": SPEC, "action_chunk": 4, "device": "cpu"},
     )
     assert calls["RemotePolicy"] == (
         "ws://host:8000",
