@@ -33,6 +33,7 @@ def inside(monkeypatch, capsys):
 
 def test_a_row_is_measured_once_and_goes_onto_the_page(tmp_path, inside, monkeypatch):
     monkeypatch.setattr("genpol.runs.measure.count_flop", lambda function: 1e9)  # of another test
+    monkeypatch.setattr(gpu_tables, "compiled", lambda command: [False])  # a compiler takes minutes
     assert main(arguments(tmp_path, "--only", "sd15")) == 0
     place = Place("cpu", "cpu", tmp_path, tmp_path, True)
     (row,) = place.finetune().rows()
@@ -74,6 +75,7 @@ def test_rows_of_every_shape_and_one_in_24_gb(tmp_path):
     keys = [(label, key) for label, _, key, _ in rows(place)]
     plain = {label for label, key in keys if key.get("limit_gb") == "" and not key["compile"]}
     assert plain == {"sd15", "sdxl", "sd35-medium", "flux"}
+    assert plain <= {label for label, key in keys if key["compile"]}
     assert [label for label, key in keys if key.get("limit_gb") == 24.0] == list(LIMITED)
     assert "expo" in {label for label, _ in keys}
 

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "prompts_per_epoch", "images_per_prompt", "inner_steps", "num_inference_steps",
         "guidance_scale", "rollout_batch", "micro_batch", "height", "width",
     ),
-    "memory and precision": ("gradient_checkpointing", "dtype", "autocast"),
+    "memory and precision": ("gradient_checkpointing", "dtype", "autocast", "compile"),
     "run": ("threads", "seed", *WANDB),
 }  # fmt: skip
 # What help shows for settings that the model decides.
@@ -79,6 +79,8 @@ class BenchFinetune(WandbOptions):
     """Precision of the frozen weights."""
     autocast: Literal["bf16", "fp16"] | None = None
     """Mixed precision of the UNet. Default: none, the precision of --dtype."""
+    compile: bool = False
+    """Compile the denoiser, for all loops. The first epoch, which warms up, takes minutes."""
     device: str | None = None
     """Device of the networks: cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else
     cpu."""
