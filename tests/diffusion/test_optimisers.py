@@ -92,10 +92,11 @@ def test_steps_are_those_of_adamw(name, library, monkeypatch):
     monkeypatch.setattr(optimisers, "LIBRARIES", (library,))
     plain, other = stepped(made("adamw"), 4), stepped(made(name), 4)
     start, tolerance = made("adamw"), 1e-5 if library is None else 0.1
+    exact = 1e-5 if library is None else 1e-4  # moments of few numbers stay in fp32
     for n, p in plain.parameters.items():
         moved = p - start.parameters[n]
         apart = ((p - other.parameters[n]).norm() / moved.norm()).item()
-        assert apart < (tolerance if n != "small" else 1e-5)
+        assert apart < (tolerance if n != "small" else exact)
     assert plain.rate == other.rate
 
 
