@@ -183,6 +183,17 @@ class FinetuneConfig:
         return replace(self, **missing)
 
 
+_OF_THE_POLICY = (
+    "guidance_scale", "negative_prompt", "train", "lora_rank", "lora_targets", "lora_alpha",
+    "lora_dora", "height", "width", "train_resolution", "max_sequence_length",
+)  # fmt: skip
+
+
+def policy_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings that `ImagePolicy` takes by the same names, wherever its networks are."""
+    return {name: getattr(config, name) for name in _OF_THE_POLICY}
+
+
 def check(config: FinetuneConfig) -> None:
     """Raise InputError on the first setting that cannot work.
 

@@ -9,11 +9,11 @@ A row is written when its run has ended, and a row that is there is skipped. Sev
 run the same command at once; each takes runs that no other has begun.
 
 Budget, set before the first run of a test seed: 512 images (8 epochs of 8 prompts, 8 images each)
-and as many reward calls, for every arm. With twice as many, the tuning seed showed ddpo and grpo at
-97 % of the gold score, too near the end of the scale to tell arms apart. Every arm was tuned with
-four settings on seed 1000 with 256 prompts; the best by the gold score of 256 held-out prompts is
-what the tables use, on seeds 0, 1 and 2. The controls are no training, and the best of K with no
-training: K = 2 makes 512 reward calls for the 256 held-out prompts.
+and as many reward calls, for every arm. With twice as many, the first arms that were tuned ended
+too near the end of the scale to tell arms apart. Every arm is tuned with four settings on seed 1000
+with 256 prompts; the best by the gold score of 256 held-out prompts is what the tables use, on
+seeds 0, 1 and 2. The controls are no training, and the best of K with no training: K = 2 makes 512
+reward calls for the 256 held-out prompts.
 """
 
 from __future__ import annotations

@@ -58,13 +58,13 @@ def _changes(plan: Plan, config: Any) -> Iterator[tuple[str, Callable[[Plan], Pl
     if training and not config.gradient_checkpointing and other is not None:
         one = math.ceil(other / micro)
         yield "--gradient-checkpointing", lambda p: p.resized(training, one)
-    if hasattr(config, "offload") and not plan.on_cpu and config.offload == "none":
+    if not plan.on_cpu and config.offload == "none":
         yield "--offload all", _offloaded
     if getattr(config, "dtype", "bf16") == "fp32":
         yield "--dtype bf16, which halves the frozen weights and what they compute", None
     if config.train == "full":
         yield "--train lora, which needs no gradients and moments of the whole denoiser", None
-    elif getattr(config, "quantization", None) == "none" and not plan.on_cpu:
+    elif config.quantization == "none" and not plan.on_cpu:
         yield "--quantization 8bit or 4bit", None
     yield "--train-resolution with a smaller side", None
     if not plan.on_cpu:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion.config import FinetuneConfig
+from diffusion.config import FinetuneConfig, policy_settings
 from diffusion.families.family import Family
 from diffusion.fitting import LARGEST
 from diffusion.loading import DTYPES
@@ -16,7 +16,7 @@ from diffusion.objectives.make import make_objective
 from diffusion.pipelines import ImagePolicy
 from diffusion.planning.passes import Passes
 from diffusion.planning.plan import DEVICE, HOST, RUNNING, Item, Plan
-from diffusion.planning.skeleton import Skeleton, bytes_of
+from diffusion.planning.skeleton import bytes_of
 from diffusion.recommended import PUBLISHED
 
 DRAWN = ("draw", "decode", "train", "step")  # as long as an epoch's chains are needed
@@ -58,7 +58,7 @@ class Work:
 
 
 def make_plan(
-    found: Skeleton,
+    pipe: Any,
     config: FinetuneConfig,
     work: Work,
     machine: Machine,
@@ -67,15 +67,15 @@ def make_plan(
     """The plan of one process of a run.
 
     Args:
-        found: the pipeline without weights.
+        pipe: without weights, of `skeleton`.
         config: a resolved configuration.
         work: prompts and rewards.
         machine: where the networks will be, and how many processes there are.
         family: replaces the one that the pipeline's class has.
     """
-    base = {name: bytes_of(part) for name, part in _networks(found.pipe).items()}
-    largest = max(p.numel() for part in _networks(found.pipe).values() for p in part.parameters())
-    policy = _policy(found.pipe, config, work.start_lora, family)
+    base = {name: bytes_of(part) for name, part in _networks(pipe).items()}
+    largest = max(p.numel() for part in _networks(pipe).values() for p in part.parameters())
+    policy = _policy(pipe, config, work.start_lora, family)
     return _Maker(policy, config, work, machine, base, 8 * largest).plan()
 
 
@@ -156,11 +156,15 @@ class _Maker:
         if config.train == "full":
             full = 4 * trained
             self.add(f"{name} in fp32", "weights", full / share)
-            on = getattr(config, "reference_on", None)
-            on = on or ("host" if hasattr(self.policy, "_held") else "device")
-            self.add("reference weights", "weights", full / share, HOST if on == "host" else DEVICE)
+            on = config.reference_on or ("device" if self.machine.on_cpu else "host")
+            where = HOST if on == "host" else DEVICE
+            if on == "device" and not self.machine.sharded:  # a second network
+                self.add("reference weights", "weights", full, where)
+            else:  # as they were loaded, with room for the trained ones that they replace
+                self.add("reference weights", "weights", size / share, where)
+                self.add("room for trained weights", "weights", full / share, where)
         else:
-            bits = getattr(config, "quantization", "none")
+            bits = config.quantization
             if bits != "none":
                 linear = [m for m in self.policy.denoiser.modules() if _linear(m)]
                 count = sum(m.weight.numel() for m in linear)
@@ -177,7 +181,7 @@ class _Maker:
         full = config.train == "full"
         share = self.machine.processes if self.machine.sharded and full else 1
         size = 4 * trained / share
-        small = getattr(config, "optimizer", None) == "adamw-8bit"
+        small = config.optimizer == "adamw-8bit"
         self.add("gradients", "training", size)
         self.add("moments of AdamW", "training", size * (0.52 if small else 2))
         anchored = getattr(self.objective, "anchor", False)
@@ -190,7 +194,7 @@ class _Maker:
                 ("draw", "train") if getattr(self.objective, "drawn_by_anchor", 0) else ("train",)
             )
             self.add("weights put aside for the average", "training", size, phases=kept)
-        foreach = not self.machine.on_cpu and getattr(config, "optimizer", None) == "adamw"
+        foreach = not self.machine.on_cpu and config.optimizer == "adamw"
         one = max(p.numel() for p in self.policy.trainable().values())
         self.add("the step's own", "training", size if foreach else 4 * one, phases=["step"])
         if not self.machine.on_cpu:
@@ -330,20 +334,10 @@ def _policy(
     with torch.device("meta"):
         policy = ImagePolicy(
             pipe,
-            guidance_scale=config.guidance_scale,
-            negative_prompt=config.negative_prompt,
-            train=config.train,
-            lora_rank=config.lora_rank,
-            lora_targets=config.lora_targets,
-            lora_alpha=config.lora_alpha,
-            lora_dora=config.lora_dora,
+            **policy_settings(config),
             start_lora=start_lora,
             device="meta",
             family=family,
-            height=config.height,
-            width=config.width,
-            train_resolution=config.train_resolution,
-            max_sequence_length=config.max_sequence_length,
         )
     policy.denoiser.to("meta")  # a LoRA that was read from a file
     return policy

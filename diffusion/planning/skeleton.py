@@ -6,7 +6,6 @@ the same small files are taken from the cache or fetched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from diffusion.loading import DTYPES, SHIPPED, checked, prepare_pipeline, reason
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations and tokenizers
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """pipe: its networks have shapes alone. stored: bytes of each part's files of weights, by their
-    headers; empty where they are not here."""
-
-    pipe: Any
-    stored: dict[str, int]
-
-
 def skeleton(
     model: str,
     *,
@@ -39,8 +29,9 @@ def skeleton(
     scheduler: str = "keep",
     model_config: str | None = None,
     family: type[Family] | None = None,
-) -> Skeleton:
-    """What `load_pipeline` would load, without weights; arguments and errors are its own.
+) -> Any:
+    """The pipeline that `load_pipeline` would load, whose networks have shapes alone; arguments and
+    errors are its own.
 
     Raises:
         InputError: it cannot be loaded; its class is one of the user's own, which alone can make
@@ -70,8 +61,10 @@ def skeleton(
     except Exception as error:  # as many ways as there are files
         raise InputError(f'cannot plan with "{found.name}": {reason(error)}') from error
     prepare_pipeline(pipe, scheduler=scheduler, name=model, family=family, say=lambda line: None)
-    here = found.folder
-    return Skeleton(pipe, {part: _stored(here / part) for part in parts} if here else {})
+    if found.folder is not None:
+        for part in parts:
+            _require_whole(found.folder / part)
+    return pipe
 
 
 def _small_files(found: Checkpoint) -> Path:
@@ -109,31 +102,17 @@ def _empty(found: Checkpoint, folder: Path, part: str, dtype: torch.dtype) -> to
     return network
 
 
-def _stored(folder: Path) -> int:
-    """Bytes of the tensors in a folder's safetensors files, of the plain variant where there is
-    one, by their headers."""
+def _require_whole(folder: Path) -> None:
+    """Raise InputError where a file of weights in a folder is cut short, as its header says."""
     files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if file.stem.count(".") == 0]
-    return sum(map(_bytes_of, plain or files))
-
-
-def _bytes_of(file: Path) -> int:
-    try:
-        with safe_open(file, "pt") as held:
-            slices = (held.get_slice(name) for name in held.keys())
-            return sum(_size(one) for one in slices)
-    except Exception as error:  # SafetensorError and OSError
-        raise InputError(
-            f'"{file}" is no whole safetensors file ({shown(error, 120)}); was it copied whole?'
-        ) from error
-
-
-def _size(one: Any) -> int:
-    count = 1
-    for side in one.get_shape():
-        count *= side
-    bits = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16}
-    return count * bits.get(one.get_dtype(), 8) // 8
+    for file in [file for file in files if file.stem.count(".") == 0] or files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except Exception as error:  # SafetensorError and OSError
+            raise InputError(
+                f'"{file}" is no whole safetensors file ({shown(error, 120)}); was it copied whole?'
+            ) from error
 
 
 def bytes_of(module: torch.nn.Module) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from diffusion.config import check
+from diffusion.config import check, policy_settings
 from diffusion.recommended import recommended
 from genpol.commands.finetune.options import BEFORE, RESUMABLE, Finetune
 from genpol.runs.machine import drawing, on_this_machine
@@ -216,13 +216,7 @@ def build(
         identity["lora_fingerprint"] = lora
     policy = ImagePolicy(
         pipe,
-        guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt,
-        train=config.train,
-        lora_rank=config.lora_rank,
-        lora_targets=config.lora_targets,
-        lora_alpha=config.lora_alpha,
-        lora_dora=config.lora_dora,
+        **policy_settings(config),
         start_lora=config.lora,
         reference_on=config.reference_on,
         sharding=sharding,
@@ -232,10 +226,6 @@ def build(
         device=device,
         seed=config.seed,
         family=own,
-        height=config.height,
-        width=config.width,
-        train_resolution=config.train_resolution,
-        max_sequence_length=config.max_sequence_length,
         offload=parse_offload(config.offload),
     )
     identity |= chosen(config, policy.speed, device)

@@ -98,3 +98,33 @@ def test_a_plan_of_what_is_not_there_is_one_line(capsys):
     assert "nobody/has-this" in capsys.readouterr().err
     assert main([*words, "--model", "./nowhere"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("on", ["host", "device"])
+def test_the_reference_of_full_fine_tuning_waits_with_room_for_what_it_replaces(on):
+    words = {"model": "tiny", "device": "cuda", "dtype": "bf16", "train": "full", "plan": True}
+    words |= {"prompts_per_epoch": 1, "images_per_prompt": 2, "eval_images": 1}
+    words |= {"num_inference_steps": 2, "rollout_batch": 2, "micro_batch": 2}
+    found = plan_of(complete(Finetune(**words, reference_on=None if on == "host" else on)))
+    items = {item.name: (item.place, item.size) for item in found.items}
+    trained = found.facts["trained_parameters"]
+    if on == "host":  # as it was loaded, and fp32 for the trained weights
+        assert items["reference weights"] == ("host", 2 * trained)
+        assert items["room for trained weights"] == ("host", 4 * trained)
+    else:  # a second network in fp32
+        assert items["reference weights"] == ("device", 4 * trained)
+        assert "room for trained weights" not in items
+
+
+def test_a_file_of_weights_that_is_cut_short_is_named(tmp_path):
+    import shutil
+
+    from diffusion.errors import InputError
+    from diffusion.loading import TINY
+    from diffusion.planning.skeleton import skeleton
+
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (file,) = (folder / "vae").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="is no whole safetensors file"):
+        skeleton(str(folder))
