@@ -30,6 +30,8 @@ _DEFINED_IN = {
     "Rollouts": "diffusion.objective",
     "PRDP": "diffusion.prdp",
     "two_pass_backward": "diffusion.two_pass",
+    "ImageValue": "diffusion.values.image_value",
+    "load_value": "diffusion.values.image_value",
     "forward_kl": "diffusion.guards.forward_kl",
     "policy_kl": "diffusion.guards.forward_kl",
     "InputError": "diffusion.errors",

@@ -20,3 +20,5 @@ from diffusion.rewards.callables import reward_function as reward_function
 from diffusion.rewards.reward import Reward as Reward
 from diffusion.selfcheck import self_check as self_check
 from diffusion.two_pass import two_pass_backward as two_pass_backward
+from diffusion.values.image_value import ImageValue as ImageValue
+from diffusion.values.image_value import load_value as load_value

@@ -69,7 +69,18 @@ class ReverseProcess:
 
         `step` (B,) int64 indexes the table, so a batch may mix timesteps.
         """
-        output, x = output.float(), x_t.float()
+        x = x_t.float()
+        x0, eps = self._parts(output, x, step)
+        c_x0, c_eps, c_xt = (self._at(name, step, x) for name in ("c_x0", "c_eps", "c_xt"))
+        return c_x0 * x0 + c_eps * eps + c_xt * x
+
+    def x0_hat(self, output: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
+        """The prediction of x_0 (B, ...) float32 that the network's output is; see `mean`."""
+        return self._parts(output, x_t.float(), step)[0]
+
+    def _parts(self, output: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat and eps_hat."""
+        output = output.float()
         a, s = self._at("sqrt_alpha", step, x), self._at("sqrt_noise", step, x)
         if self.prediction_type == "epsilon":
             eps, x0 = output, (x - s * output) / a
@@ -81,8 +92,7 @@ class ReverseProcess:
             x0, eps = output, (x - a * output) / s
         if self.clip_range is not None:
             x0 = x0.clamp(-self.clip_range, self.clip_range)  # eps stays, as in scheduler.step
-        c_x0, c_eps, c_xt = (self._at(name, step, x) for name in ("c_x0", "c_eps", "c_xt"))
-        return c_x0 * x0 + c_eps * eps + c_xt * x
+        return x0, eps
 
     def std_at(self, step: Tensor, like: Tensor) -> Tensor:
         """Standard deviation of each sample's step, broadcastable against `like` (B, ...)."""

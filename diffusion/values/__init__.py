@@ -1,0 +1,1 @@
+"""Values of image pipelines: the reward that an unfinished image will have."""

@@ -1,0 +1,125 @@
+"""A small network that reads an unfinished latent, its noise level and a prompt.
+
+Token states of the prompt are pooled by a few learnt queries, once for each prompt. The latent
+passes through convolutions on a grid of at most 16 x 16 places. The level and the prompt scale and
+shift each of their channels (FiLM, arXiv 1709.07871).
+
+Shapes: B latents (C, h, w), N prompts, W the width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.chain import Condition
+from diffusion.values.text import read_text, token_mask
+
+GRID = 16  # places along the longer side after the first layer, at most
+POOLED = 4  # places along each side that the last layer sees
+QUERIES = 4  # of each part of the text
+FREQUENCIES = 16  # of the noise level
+
+
+class TextPooling(nn.Module):
+    """Prompts as vectors (N, W), from the states of any number of tokens.
+
+    Args:
+        sizes: D of every part of the condition, by name.
+        width: W.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__()
+        self.names = tuple(sizes)
+        self.looks = nn.ModuleList(nn.Linear(size, QUERIES) for size in sizes.values())
+        self.takes = nn.ModuleList(nn.Linear(size, width) for size in sizes.values())
+        self.join = nn.Sequential(
+            nn.Linear(len(sizes) * QUERIES * width, 2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, cond: Condition) -> Tensor:
+        found, parts = read_text(cond), []
+        for name, look, take in zip(self.names, self.looks, self.takes, strict=True):
+            states = found[name].float()
+            tokens = states[:, None] if states.ndim == 2 else states
+            tokens = F.layer_norm(tokens, tokens.shape[-1:])
+            outside = ~token_mask(cond, tokens)[..., None]
+            looks = look(tokens).masked_fill(outside, -1e4).softmax(1)  # (N, L, Q)
+            parts.append((looks.transpose(1, 2) @ take(tokens)).flatten(1))
+        return self.join(torch.cat(parts, 1))
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions, whose channels a condition (B, E) scales and shifts."""
+
+    def __init__(self, width: int, embedded: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.film = nn.Linear(embedded, 2 * width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding)[..., None, None].chunk(2, 1)
+        hidden = F.silu(self.norm(features) * (1 + scale) + shift)
+        return features + self.second(F.silu(self.first(hidden)))
+
+
+class ValueNetwork(nn.Module):
+    """A number (B,) for each latent, in standard deviations of the reward.
+
+    Args:
+        shape: of a latent, (C, h, w).
+        text: D of every part of the condition that is read, by name.
+        width: W, a multiple of 8.
+        blocks: residual blocks.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], text: Mapping[str, int], *, width: int, blocks: int
+    ) -> None:
+        super().__init__()
+        channels, height, across = shape
+        patch = max(1, math.ceil(max(height, across) / GRID))
+        self.text = TextPooling(text, width)
+        self.stem = nn.Conv2d(2 * channels, width, max(3, patch), patch, padding=max(1, patch // 2))
+        self.embed = nn.Sequential(
+            nn.Linear(width + FREQUENCIES + 1, 2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, 2 * width),
+        )
+        self.blocks = nn.ModuleList(Block(width, 2 * width) for _ in range(blocks))
+        self.norm = nn.GroupNorm(8, width)
+        self.head = nn.Sequential(
+            nn.Linear(POOLED * POOLED * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 1)
+        )
+        last = self.head[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.register_buffer("waves", math.pi * torch.arange(FREQUENCIES), persistent=False)
+
+    def forward(self, x_t: Tensor, level: Tensor, text: Tensor, x0_hat: Tensor | None) -> Tensor:
+        x_t = x_t.float()
+        known = torch.zeros_like(level) if x0_hat is None else torch.ones_like(level)
+        hat = torch.zeros_like(x_t) if x0_hat is None else bounded(x0_hat.float())
+        features = self.stem(torch.cat([x_t, hat], 1))
+        waves = torch.cos(level[:, None] * self.waves)
+        embedding = self.embed(torch.cat([text, waves, known[:, None]], 1))
+        for block in self.blocks:
+            features = block(features, embedding)
+        features = F.silu(self.norm(features))
+        pooled = F.adaptive_avg_pool2d(features, POOLED).flatten(1)
+        return self.head(pooled).squeeze(1)
+
+
+def bounded(x0_hat: Tensor) -> Tensor:
+    """Predictions of x_0 from nearly pure noise, whose errors are large, at most of unit size."""
+    size = x0_hat.square().flatten(1).mean(1).sqrt().clamp_min(1)
+    return x0_hat / size.reshape(-1, *[1] * (x0_hat.ndim - 1))
