@@ -19,6 +19,8 @@ WINDOW = 5  # which steps draw noise
 KL_TRAINING, KL_EVALUATION = 6, 7  # the distance from the reference
 SEVERAL = 8  # images of one prompt, for diversity
 JUDGING = 9  # (t, eps) of held-out pairs
+VALUE_ROLLOUT, VALUE_HELD_OUT = 10, 11  # images that a value learns from, and is judged by
+VALUE_STATES, VALUE_BATCHES = 12, 13  # which states of their chains; batches of them
 
 
 def generators(

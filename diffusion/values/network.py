@@ -1,7 +1,7 @@
 """A small network that reads an unfinished latent, its noise level and a prompt.
 
 Token states of the prompt are pooled by a few learnt queries, once for each prompt. The latent
-passes through convolutions on a grid of at most 16 x 16 places. The level and the prompt scale and
+passes through convolutions on a grid of at most 8 x 8 places. The level and the prompt scale and
 shift each of their channels (FiLM, arXiv 1709.07871).
 
 Shapes: B latents (C, h, w), N prompts, W the width.
@@ -89,7 +89,11 @@ class ValueNetwork(nn.Module):
         channels, height, across = shape
         patch = max(1, math.ceil(max(height, across) / GRID))
         self.text = TextPooling(text, width)
-        self.stem = nn.Conv2d(2 * channels, width, max(3, patch), patch, padding=max(1, patch // 2))
+        self.stem = nn.Sequential(
+            nn.Conv2d(2 * channels, width, max(3, patch), patch, padding=max(1, patch // 2)),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, 2, padding=1),
+        )
         self.embed = nn.Sequential(
             nn.Linear(width + FREQUENCIES + 1, 2 * width),
             nn.SiLU(),
@@ -105,10 +109,21 @@ class ValueNetwork(nn.Module):
         nn.init.zeros_(last.bias)
         self.register_buffer("waves", math.pi * torch.arange(FREQUENCIES), persistent=False)
 
-    def forward(self, x_t: Tensor, level: Tensor, text: Tensor, x0_hat: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        level: Tensor,
+        text: Tensor,
+        x0_hat: Tensor | None = None,
+        shown: Tensor | None = None,
+    ) -> Tensor:
+        """`shown` (B,) bool says which rows see their x0_hat; None: all, where there is one."""
         x_t = x_t.float()
-        known = torch.zeros_like(level) if x0_hat is None else torch.ones_like(level)
+        known = torch.full_like(level, float(x0_hat is not None))
         hat = torch.zeros_like(x_t) if x0_hat is None else bounded(x0_hat.float())
+        if shown is not None:
+            known = known * shown
+            hat = hat * shown[:, None, None, None]
         features = self.stem(torch.cat([x_t, hat], 1))
         waves = torch.cos(level[:, None] * self.waves)
         embedding = self.embed(torch.cat([text, waves, known[:, None]], 1))

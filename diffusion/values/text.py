@@ -47,6 +47,12 @@ def text_sizes(cond: Condition) -> dict[str, int]:
     return {name: value.shape[-1] for name, value in read_text(cond).items()}
 
 
+def kept(cond: Condition) -> Condition:
+    """What `read_text` and `token_mask` need of a condition, in the machine's memory."""
+    names = [*read_text(cond), *(["mask"] if "mask" in cond else [])]
+    return {name: cond[name].detach().cpu() for name in names}
+
+
 def token_mask(cond: Condition, tokens: Tensor) -> Tensor:
     """(N, L) bool: tokens (N, L, D) that are no padding; all of them where nothing says so."""
     mask = cond.get("mask")

@@ -58,6 +58,7 @@ def dataset_run(
     shown: Mapping[str, str],
     summary: Mapping[str, str],
     changeable: Collection[str],
+    document: Mapping[str, Any] | None = None,
 ) -> tuple[Saveable, dict[str, float], Path] | None:
     """Learn from `config.data` in the run folder `config.output`, or go on with that.
 
@@ -71,6 +72,7 @@ def dataset_run(
         shown: metrics beside the progress bar, with the short name of each.
         summary: numbers of `meta` that the summary adds to the last metrics, by their name there.
         changeable: options that a resumed run may have differently.
+        document: the options that config.json gets; None: all of them.
 
     Returns:
         What was learnt, the last metrics, and where it was saved. None where all had been done.
@@ -105,7 +107,8 @@ def dataset_run(
             f'--data {config.data} has changed since the run in "{config.resume}" began '
             f"(fingerprint {known}, now {learning.fingerprint}): restore it, or start a new run"
         )
-    document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    entries = asdict(config) if document is None else document
+    document = {k: str(v) if isinstance(v, Path) else v for k, v in entries.items()}
     document["data_fingerprint"] = learning.fingerprint
     output = config.output
     with (

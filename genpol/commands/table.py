@@ -57,9 +57,9 @@ COMMANDS: dict[str, Command] = {
         "Behaviour-clone a diffusion, flow or Gaussian policy from a dataset.",
     ),
     "value": Command(
-        "genpol.commands.value",
+        "genpol.commands.value.command",
         "Value",
-        "Train a critic (Cal-QL or IQL) on a dataset, for `genpol steer`.",
+        "Learn a value: a critic from a dataset (--data), or an image pipeline's (--model).",
     ),
     "steer": Command(
         "genpol.commands.steer.command",

@@ -8,7 +8,7 @@ import torch
 from toy_data import line_data
 
 from genpol.cli import main
-from genpol.commands.value import Value, run
+from genpol.commands.value.command import Value, run
 from offline.critics.value import ValueFunction
 from offline.errors import InputError
 
