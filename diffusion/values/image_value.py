@@ -9,7 +9,7 @@ predictions of x_0 and what its encoders say of the prompt.
     text = value.text(policy.encode(prompts))         # once for each prompt
     v = value(x_t, level, text[rows], x0_hat)         # (B,), in the reward's units
 
-Shapes: B latents (C, h, w), N prompts, W the network's width.
+Shapes: B latents (C, h, w), N prompts of K vectors of the network's width W.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class ImageValue(nn.Module):
         )
 
     def text(self, cond: Condition) -> Tensor:
-        """(N, W) of N prompts' condition, as `ImagePolicy.encode` returns it; once a prompt.
+        """What N prompts say (N, K, W), from their condition as `ImagePolicy.encode` returns it.
+
+        It is paid once a prompt.
 
         Raises:
             InputError: it is of other encoders.
@@ -103,7 +105,7 @@ class ImageValue(nn.Module):
         Args:
             x_t: (B, C, h, w) unfinished latents.
             level: (B,) or one number, see `diffusion.values.levels`.
-            text: (B, W) of `text`, a row for each latent.
+            text: (B, K, W) of `text`, a row for each latent.
             x0_hat: (B, C, h, w) the prediction of x_0 by the step that led to x_t, which costs
                 nothing while a chain is drawn. None before the first step.
         """

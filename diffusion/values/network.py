@@ -21,12 +21,12 @@ from diffusion.values.text import read_text, token_mask
 
 GRID = 16  # places along the longer side after the first layer, at most
 POOLED = 4  # places along each side that the last layer sees
-QUERIES = 4  # of each part of the text
+QUERIES = 12  # of each part of the text
 FREQUENCIES = 16  # of the noise level
 
 
-class TextPooling(nn.Module):
-    """Prompts as vectors (N, W), from the states of any number of tokens.
+class TextReading(nn.Module):
+    """Prompts as a few vectors each, (N, K, W): what learnt queries find among the tokens.
 
     Args:
         sizes: D of every part of the condition, by name.
@@ -38,11 +38,7 @@ class TextPooling(nn.Module):
         self.names = tuple(sizes)
         self.looks = nn.ModuleList(nn.Linear(size, QUERIES) for size in sizes.values())
         self.takes = nn.ModuleList(nn.Linear(size, width) for size in sizes.values())
-        self.join = nn.Sequential(
-            nn.Linear(len(sizes) * QUERIES * width, 2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, width),
-        )
+        self.which = nn.Parameter(0.5 * torch.randn(len(sizes) * QUERIES, width))
 
     def forward(self, cond: Condition) -> Tensor:
         found, parts = read_text(cond), []
@@ -51,9 +47,30 @@ class TextPooling(nn.Module):
             tokens = states[:, None] if states.ndim == 2 else states
             tokens = F.layer_norm(tokens, tokens.shape[-1:])
             outside = ~token_mask(cond, tokens)[..., None]
-            looks = look(tokens).masked_fill(outside, -1e4).softmax(1)  # (N, L, Q)
-            parts.append((looks.transpose(1, 2) @ take(tokens)).flatten(1))
-        return self.join(torch.cat(parts, 1))
+            looks = (3 * look(tokens)).masked_fill(outside, -1e4).softmax(1)  # (N, L, Q)
+            parts.append(looks.transpose(1, 2) @ take(tokens))
+        return torch.cat(parts, 1) + self.which
+
+
+class Meeting(nn.Module):
+    """What an image has of each thing that the prompt says: the prompt's K vectors look at the
+    image's P places, and what they see beside what they are becomes (B, W)."""
+
+    def __init__(self, width: int, places: int) -> None:
+        super().__init__()
+        self.where = nn.Parameter(0.3 * torch.randn(places, width))
+        self.ask = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.take = nn.Linear(width, width)
+        self.judge = nn.Sequential(
+            nn.Linear(3 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU()
+        )
+
+    def forward(self, places: Tensor, text: Tensor) -> Tensor:
+        key = self.key(places + self.where)
+        looks = (self.ask(text) @ key.transpose(1, 2) / key.shape[-1] ** 0.5).softmax(2)
+        seen = looks @ self.take(places + self.where)
+        return self.judge(torch.cat([seen, text, seen * text], 2)).mean(1)
 
 
 class Block(nn.Module):
@@ -88,7 +105,7 @@ class ValueNetwork(nn.Module):
         super().__init__()
         channels, height, across = shape
         patch = max(1, math.ceil(max(height, across) / GRID))
-        self.text = TextPooling(text, width)
+        self.text = TextReading(text, width)
         self.stem = nn.Sequential(
             nn.Conv2d(2 * channels, width, max(3, patch), patch, padding=max(1, patch // 2)),
             nn.SiLU(),
@@ -101,8 +118,9 @@ class ValueNetwork(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(width, 2 * width) for _ in range(blocks))
         self.norm = nn.GroupNorm(8, width)
+        self.meeting = Meeting(width, POOLED * POOLED)
         self.head = nn.Sequential(
-            nn.Linear(POOLED * POOLED * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 1)
+            nn.Linear((POOLED * POOLED + 3) * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 1)
         )
         last = self.head[-1]
         nn.init.zeros_(last.weight)
@@ -126,12 +144,13 @@ class ValueNetwork(nn.Module):
             hat = hat * shown[:, None, None, None]
         features = self.stem(torch.cat([x_t, hat], 1))
         waves = torch.cos(level[:, None] * self.waves)
-        embedding = self.embed(torch.cat([text, waves, known[:, None]], 1))
+        embedding = self.embed(torch.cat([text.mean(1), waves, known[:, None]], 1))
         for block in self.blocks:
             features = block(features, embedding)
         features = F.silu(self.norm(features))
-        pooled = F.adaptive_avg_pool2d(features, POOLED).flatten(1)
-        return self.head(pooled).squeeze(1)
+        places = F.adaptive_avg_pool2d(features, POOLED).flatten(2).transpose(1, 2)
+        met = self.meeting(places, text)
+        return self.head(torch.cat([places.flatten(1), met, embedding], 1)).squeeze(1)
 
 
 def bounded(x0_hat: Tensor) -> Tensor:

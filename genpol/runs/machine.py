@@ -24,7 +24,8 @@ def learning(options: Any, *rest: Any, **named: Any) -> list[Typical]:
     """Of commands that train on observations: the widest layer, and a layer of the image encoder
     in the middle of its channels and sizes."""
     rows = options.batch_size
-    sizes = [getattr(options, name, 0) for name in ("features", "width", "hidden", "model_hidden")]
+    names = ("features", "width", "hidden", "model_hidden")
+    sizes = [getattr(options, name, None) or 0 for name in names]
     width = max(max(size) if isinstance(size, tuple) else size for size in sizes)
     found: list[Typical] = [Product(rows, width, width)]
     if options.image_keys:

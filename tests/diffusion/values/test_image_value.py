@@ -127,17 +127,17 @@ def test_saving_again_leaves_one_value_and_a_kill_in_between_a_whole_one(tmp_pat
     other.save(tmp_path)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
     (tmp_path / json.loads(document)["weights"]).write_bytes(old)  # both weights, either document
-    assert torch.equal(load_value(tmp_path).network.stem.weight, other.network.stem.weight)
+    assert torch.equal(load_value(tmp_path).network.stem[0].weight, other.network.stem[0].weight)
     (tmp_path / "value.json").write_bytes(document)
-    assert torch.equal(load_value(tmp_path).network.stem.weight, value().network.stem.weight)
+    assert torch.equal(load_value(tmp_path).network.stem[0].weight, value().network.stem[0].weight)
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     made = value()
     made.save(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
-    made.network.stem.weight.data[0, 0] = torch.nan
-    with pytest.raises(Diverged, match="network.stem.weight is not finite"):
+    made.network.stem[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(Diverged, match="network.stem.0.weight is not finite"):
         made.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     from diffusion.values import files
@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
         made.save(tmp_path)
     finally:
         files._odd = odd
-    with pytest.raises(InputError, match="network.stem.weight holds NaN"):
+    with pytest.raises(InputError, match="network.stem.0.weight holds NaN"):
         load_value(tmp_path)
 
 
@@ -169,7 +169,7 @@ def changed(folder, **entries):
         ({"width": 17}, "multiple"),
         ({"blocks": 2}, "lack tensor network.blocks.1"),
         ({"latent_shape": [4, 8]}, "latent_shape"),
-        ({"latent_shape": [1 << 20, 1 << 20, 1 << 20]}, "network.stem.weight is"),
+        ({"latent_shape": [1 << 20, 1 << 20, 1 << 20]}, "network.stem.0.weight is"),
         ({"std": 0.0}, "std"),
         ({"std": float("nan")}, "std"),
         ({"text": {}}, "text"),
