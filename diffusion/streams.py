@@ -21,6 +21,7 @@ SEVERAL = 8  # images of one prompt, for diversity
 JUDGING = 9  # (t, eps) of held-out pairs
 VALUE_ROLLOUT, VALUE_HELD_OUT = 10, 11  # images that a value learns from, and is judged by
 VALUE_STATES, VALUE_BATCHES = 12, 13  # which states of their chains; batches of them
+VALUE_OTHERS = 14  # other prompts that they are judged against
 
 
 def generators(

@@ -3,13 +3,16 @@
 A round is a few prompts, B images of each. Every draw is a function of (seed, purpose, image), so a
 round that is lost is drawn again, the same. States wait in bf16.
 
+An image is also judged against O other prompts, which needs no drawing. That teaches what a prompt
+has to do with an image. On the shipped pipelines it is worth more than several times the images.
+
 Shapes: N prompts, B images of each, S states of a chain, latents (C, h, w), T steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from diffusion.pipelines import ImagePolicy
 from diffusion.process import ReverseProcess
 from diffusion.rewards.reward import RewardFn, judge
 from diffusion.scores import take
-from diffusion.streams import VALUE_STATES, generators
+from diffusion.streams import VALUE_OTHERS, VALUE_STATES, generators
 
 STORED = torch.bfloat16
 
@@ -35,16 +38,24 @@ class Examples:
         x0_hat: the same of the prediction of x_0 by the step before; zeros before the first step.
         step: (N, S) int64, how many steps led to each state: 0 to T.
         reward: (N, B) float32 of the finished images.
+        other: (N, B, O) int64, other prompts that each image was judged against, by number.
+        other_reward: (N, B, O) what they made of it.
     """
 
     x: Tensor
     x0_hat: Tensor
     step: Tensor
     reward: Tensor
+    other: Tensor
+    other_reward: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def without_others(self) -> Examples:
+        """The same, judged against no other prompts."""
+        return replace(self, other=self.other[:, :, :0], other_reward=self.other_reward[:, :, :0])
 
     @staticmethod
     def joined(parts: Sequence[Examples]) -> Examples:
@@ -75,6 +86,17 @@ def states_of(steps: int, wanted: int, seed: int, prompts: Sequence[int] | None 
     return torch.tensor(np.array(rows), dtype=torch.long)
 
 
+def others_of(images: int, wanted: int, total: int, seed: int, prompts: Sequence[int]) -> Tensor:
+    """(N, B, O) int64: which of the other prompts each of B `images` of each of `prompts` is judged
+    against, of `total` prompts. O is `wanted`, or 0 where there are no others."""
+    count = wanted if total > 1 else 0
+    rows = []
+    for prompt in prompts:
+        drawn = np.random.default_rng([seed, VALUE_OTHERS, prompt])
+        rows.append((prompt + drawn.integers(1, max(2, total), (images, count))) % total)
+    return torch.tensor(np.array(rows), dtype=torch.long).view(len(prompts), images, count)
+
+
 def state_bytes(shape: Sequence[int], images: int) -> int:
     """Memory of one state of each of some images."""
     return 2 * images * int(np.prod(shape)) * STORED.itemsize
@@ -89,6 +111,8 @@ def draw_round(
     *,
     images: int,
     states: Tensor,
+    others: Tensor | None = None,
+    everything: Sequence[str] = (),
     seed: int,
     purpose: int,
     first: int,
@@ -103,6 +127,8 @@ def draw_round(
         cond: their conditioning.
         images: B.
         states: (N, S) kept, see `states_of`.
+        others: (N, B, O) prompts to judge each image against as well, numbers in `everything`; None
+            for no others.
         seed, purpose: of the random streams.
         first: number of the first prompt.
         batch: images drawn at a time.
@@ -134,13 +160,22 @@ def draw_round(
 
     batch.over(total, part)
     texts = [prompts[i] for i in owner.tolist()]
-    scores = judge(reward, policy.decode(sample), texts, owner).raw.float().cpu()
+    pictures = policy.decode(sample)
+    scores = judge(reward, pictures, texts, owner).raw.float().cpu()
+    if others is None:
+        others = torch.zeros(len(prompts), images, 0, dtype=torch.long)
+    asked = [
+        judge(reward, pictures, [everything[i] for i in column.tolist()]).raw.float().cpu()
+        for column in others.flatten(0, 1).T
+    ]
     split = (len(prompts), images)
     return Examples(
         x.view(*split, *x.shape[1:]),
         x0_hat.view(*split, *x.shape[1:]),
         states.clone(),
         scores.view(split),
+        others,
+        torch.stack(asked, 1).view(others.shape) if asked else torch.zeros(others.shape),
     )
 
 

@@ -20,7 +20,9 @@ class ImageValueConfig:
     """Training prompts whose images are drawn, at least 1."""
     images_per_prompt: Annotated[int, Ge(2), Le(65_536)] = 8
     """Images drawn for each prompt, at least 2."""
-    num_held_out: Count = 32
+    other_prompts: Annotated[int, Ge(0), Le(65_536)] = 8
+    """Other training prompts that each image is judged against as well, at least 0."""
+    num_held_out: Count = 16
     """Held-out prompts that the value is judged by, at least 1."""
     states: Annotated[int, Ge(2), Le(65_536)] = 12
     """States of each chain that are kept, at least 2."""

@@ -6,7 +6,10 @@ reward r and the value v in standard deviations of the reward, the loss of a gro
     mean (v - r)^2 + w mean ((v - mean v) - (r - mean r))^2
 
 The first term is the regression. The second one is its part within the prompt once more: steering
-chooses among images of one prompt, and most of the reward's variance may lie between prompts.
+chooses among images of one prompt, and most of the reward's variance may lie between prompts. Half
+as many latents again come from single images that were judged against other prompts. V then reads
+the prompt they were judged against, and the loss is the squared error.
+
 Every batch is a function of (seed, step), and the result is an average of the weights.
 
 Shapes: N prompts, B images of each, S states of a chain, G groups of a batch.
@@ -18,7 +21,7 @@ import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,28 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.examples.reward)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """M latents: prompt, image, state, whether x0_hat is shown, and the prompt that V reads."""
+
+    n: Tensor
+    b: Tensor
+    s: Tensor
+    hat: Tensor
+    text: Tensor
+
+    @staticmethod
+    def of_groups(n: Tensor, s: Tensor, hat: Tensor, images: int) -> _Rows:
+        """All images of the prompts n (G,) at the states s (G,)."""
+        n, s, hat = (one.repeat_interleave(images) for one in (n, s, hat))
+        return _Rows(n, torch.arange(images).repeat(len(n) // images), s, hat, n)
+
+    @staticmethod
+    def joined(one: _Rows, other: _Rows) -> _Rows:
+        names = [f.name for f in fields(_Rows)]
+        return _Rows(**{m: torch.cat([getattr(one, m), getattr(other, m)]) for m in names})
 
 
 class ValueLearning:
@@ -114,19 +139,24 @@ class ValueLearning:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Take the step numbered from 0."""
-        examples, about, began = self.train.examples, self.value.about, time.process_time()
+        examples, began = self.train.examples, time.process_time()
         prompts, images = examples.reward.shape
         random = np.random.default_rng([self.config.seed, VALUE_BATCHES, step])
         groups = max(1, self.config.batch_size // images)
         n = torch.from_numpy(random.integers(prompts, size=groups))
         s = torch.from_numpy(random.integers(examples.step.shape[1], size=groups))
-        shown = torch.from_numpy(random.random(groups) >= WITHOUT_HAT) & (examples.step[n, s] > 0)
-        wanted = (examples.reward[n] - about.mean) / about.std
-        wanted = wanted.to(self.device)
-        found = self._network(self.value, self.train, n, s, shown).view(groups, images)
-        error = found - wanted
+        hat = torch.from_numpy(random.random(groups) >= WITHOUT_HAT) & (examples.step[n, s] > 0)
+        rows = _Rows.of_groups(n, s, hat, images)
+        wanted = self._scaled(examples.reward[n]).to(self.device)
+        count, singles = groups * images, self._singles(random)
+        if singles is not None:
+            rows = _Rows.joined(rows, singles[0])
+        found = self._network(self.value, self.train, rows)
+        error = found[:count].view(groups, images) - wanted
         within = error - error.mean(1, keepdim=True)
         loss = error.square().mean() + WITHIN * within.square().mean()
+        if singles is not None:
+            loss = loss + (found[count:] - singles[1].to(self.device)).square().mean()
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * min(1.0, (step + 1) / 50)
         self.optimiser.zero_grad()
@@ -141,23 +171,40 @@ class ValueLearning:
             "value/error_within": within.detach().square().mean(),
         }
 
-    def _network(
-        self, value: ImageValue, part: Part, n: Tensor, s: Tensor, shown: Tensor
-    ) -> Tensor:
-        """In standard deviations, (G B,) of G groups: prompts n, states s, x0_hat where `shown`."""
-        examples = part.examples
-        rows, images = n, examples.reward.shape[1]
-        x = examples.x[rows, :, s].to(self.device)  # (G, B, C, h, w)
-        hat = examples.x0_hat[rows, :, s].to(self.device)
-        level = part.levels[examples.step[rows, s]].to(self.device)
-        text = value.text({k: v.to(self.device) for k, v in take(part.cond, rows).items()})
-        each = {"repeats": images, "dim": 0}
+    def _singles(self, random: np.random.Generator) -> tuple[_Rows, Tensor] | None:
+        """Single images under other prompts, past their first step, and their scaled rewards; None
+        where there are none."""
+        examples = self.train.examples
+        prompts, images, others = examples.other.shape
+        if not others:
+            return None
+        size = max(1, self.config.batch_size // 2)
+        n, b, o = (
+            torch.from_numpy(random.integers(many, size=size)) for many in (prompts, images, others)
+        )
+        s = torch.from_numpy(random.integers(examples.step.shape[1], size=size))
+        hat = examples.step[n, s] > 0
+        text = torch.where(hat, examples.other[n, b, o], n)  # without x0_hat, only its own prompt
+        reward = torch.where(hat, examples.other_reward[n, b, o], examples.reward[n, b])
+        return _Rows(n, b, s, hat, text), self._scaled(reward)
+
+    def _scaled(self, reward: Tensor) -> Tensor:
+        about = self.value.about
+        return (reward - about.mean) / about.std
+
+    def _network(self, value: ImageValue, part: Part, rows: _Rows) -> Tensor:
+        """(M,) in standard deviations."""
+        examples, device = part.examples, self.device
+        x, x0_hat = (some[rows.n, rows.b, rows.s] for some in (examples.x, examples.x0_hat))
+        level = part.levels[examples.step[rows.n, rows.s]]
+        told, place = rows.text.unique(return_inverse=True)
+        text = value.text({k: v.to(device) for k, v in take(part.cond, told).items()})
         return value.network(
-            x.flatten(0, 1),
-            level.repeat_interleave(**each),
-            text.repeat_interleave(**each),
-            hat.flatten(0, 1),
-            shown.to(self.device).repeat_interleave(**each),
+            x.to(device),
+            level.to(device),
+            text[place.to(device)],
+            x0_hat.to(device),
+            rows.hat.to(device),
         )
 
     def _follow(self, step: int) -> None:
@@ -183,8 +230,9 @@ class ValueLearning:
         seen = shown and int(part.examples.step[0, state]) > 0
         found = []
         for n in torch.arange(prompts).split(max(1, AT_ONCE // images)):
-            s = torch.full_like(n, state)
-            found.append(self._network(value, part, n, s, torch.full_like(n, seen).bool()).cpu())
+            s, hat = torch.full_like(n, state), torch.full_like(n, seen).bool()
+            rows = _Rows.of_groups(n, s, hat, images)
+            found.append(self._network(value, part, rows).cpu())
         return value.about.mean + value.about.std * torch.cat(found).view(prompts, images)
 
     def judged(self, *, shown: bool = True) -> list[dict[str, float]]:

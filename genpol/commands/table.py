@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
     "value": Command(
         "genpol.commands.value.command",
         "Value",
-        "Learn a value: a critic from a dataset (--data), or an image pipeline's (--model).",
+        "Learn a value: a critic from a dataset (--data), or one of images (--model).",
     ),
     "steer": Command(
         "genpol.commands.steer.command",

@@ -28,7 +28,7 @@ from diffusion.prompts.sources import PromptSource
 from diffusion.rewards import RewardFn
 from diffusion.scores import take
 from diffusion.streams import VALUE_HELD_OUT, VALUE_ROLLOUT
-from diffusion.values.chains import Examples, draw_round, state_bytes, states_of
+from diffusion.values.chains import Examples, draw_round, others_of, state_bytes, states_of
 from diffusion.values.config import ImageValueConfig
 from diffusion.values.learning import Part
 from diffusion.values.levels import levels
@@ -48,6 +48,8 @@ class Side:
     name: str
     prompts: list[str]
     states: Tensor
+    others: Tensor
+    """(N, B, O) prompts that each image is judged against as well."""
     purpose: int
 
 
@@ -85,6 +87,7 @@ class ImageChains:
         self.policy, self.process, self.reward, self.config = policy, process, reward, config
         self.batch, self.drawn, self.remarks = Fitting(batch, option="--batch"), 0, list[str]()
         self.cpu_seconds = 0.0
+        self.by_prompt: bool | None = None  # until a round has told
         count = config.num_prompts
         if prompts.num_train is not None and prompts.num_train < count:
             count = prompts.num_train
@@ -98,8 +101,16 @@ class ImageChains:
         wanted, steps = self._fitting(memory_gb), process.num_steps
         one = states_of(steps, wanted, config.seed)
         several = states_of(steps, wanted, config.seed, range(count))
-        self.train = Side("train", train, several, VALUE_ROLLOUT)
-        self.held_out = Side("held-out", held_out, one.expand(len(held_out), -1), VALUE_HELD_OUT)
+        images = config.images_per_prompt
+        asked = 0 if getattr(reward, "whole", False) else config.other_prompts
+        others, none = (
+            others_of(images, many, len(of), config.seed, range(len(of)))
+            for many, of in ((asked, train), (0, held_out))
+        )
+        self.train = Side("train", train, several, others, VALUE_ROLLOUT)
+        self.held_out = Side(
+            "held-out", held_out, one.expand(len(held_out), -1), none, VALUE_HELD_OUT
+        )
 
     def _fitting(self, memory_gb: float) -> int:
         """States of each chain that fit into the memory."""
@@ -167,9 +178,11 @@ class ImageChains:
 
     def _round(self, folder: Path, side: Side, cond: Condition, first: int, last: int) -> Examples:
         path = folder / f"{side.name}-{first:06d}.safetensors"
-        states = side.states[first:last]
-        if (found := _read(path, states, self.config.images_per_prompt)) is not None:
-            return found
+        states, others = side.states[first:last], side.others[first:last]
+        if self.by_prompt is False:
+            others = others[:, :, :0]
+        if (found := _read(path, states, others, self.config.images_per_prompt)) is not None:
+            return self._noticed(found)
         began = time.process_time()
         made = draw_round(
             self.policy,
@@ -179,6 +192,8 @@ class ImageChains:
             take(cond, torch.arange(first, last)),
             images=self.config.images_per_prompt,
             states=states,
+            others=others,
+            everything=side.prompts,
             seed=self.config.seed,
             purpose=side.purpose,
             first=first,
@@ -187,18 +202,25 @@ class ImageChains:
         self.cpu_seconds += time.process_time() - began
         with beside(path) as temporary:
             write_tensors(temporary, made.tensors())
-        return made
+        return self._noticed(made)
+
+    def _noticed(self, examples: Examples) -> Examples:
+        """Find out by the first round whether the reward depends on the prompt at all."""
+        if examples.other.shape[2] and self.by_prompt is None:
+            own = examples.reward[..., None].expand_as(examples.other_reward)
+            self.by_prompt = not torch.equal(own, examples.other_reward)
+        return examples if self.by_prompt else examples.without_others()
 
     def remove(self, run: Run) -> None:
         """Take the rounds away."""
         shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
 
 
-def _read(path: Path, states: Tensor, images: int) -> Examples | None:
+def _read(path: Path, states: Tensor, others: Tensor, images: int) -> Examples | None:
     """A round that has been drawn; None where there is none, or none of these states."""
     try:
         found = Examples(**read_tensors(path, None))
     except (OSError, Torn, TypeError):
         return None
-    whole = found.step.equal(states) and found.reward.shape == (len(states), images)
+    whole = found.step.equal(states) and found.other.equal(others)
     return found if whole and found.x.shape[:3] == (len(states), images, states.shape[1]) else None

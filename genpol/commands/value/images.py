@@ -24,6 +24,7 @@ SHOWN = {"value/loss": "loss", "value/rank": "rank"}
 SUMMARY = {
     "train/steps": "steps",
     "data/images": "images",
+    "data/reward_calls": "reward_calls",
     "time/drawing_cpu_seconds": "drawing_cpu_seconds",
     "time/learning_cpu_seconds": "learning_cpu_seconds",
 }
@@ -217,7 +218,11 @@ def _train(config: Value, stored: dict[str, Any]) -> None:
                 config,
                 command="value",
                 folder="value",
-                meta={"images": chains.images, "drawing_cpu_seconds": chains.cpu_seconds},
+                meta={
+                    "images": chains.images,
+                    "reward_calls": chains.images + parts[0].examples.other.numel(),
+                    "drawing_cpu_seconds": chains.cpu_seconds,
+                },
                 summary=SUMMARY,
                 bar=bar,
                 shown=SHOWN,

@@ -14,7 +14,7 @@ from genpol.commands.dataset_options import DatasetRunOptions
 from genpol.commands.wandb_options import WANDB
 from offline.critics.value_config import ValueConfig
 from offline.errors import InputError
-from offline.ranges import Count, NotNegative, Share
+from offline.ranges import Count, Few, NotNegative, Share
 
 # What a resumed run may have differently.
 CHANGEABLE = (
@@ -33,7 +33,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup",
     ),
     "images (--model): what it learns from": (
-        "prompts", "lora", "unet", "num_prompts", "images_per_prompt", "num_held_out", "states",
+        "prompts", "lora", "unet", "num_prompts", "images_per_prompt", "other_prompts",
+        "num_held_out", "states",
         "prompt_column", "held_out", "eval_prompts", "batch", "trust",
     ),
     "images (--model): sampling": (
@@ -67,7 +68,7 @@ STEP_REWARDS = ("sparse", "dataset")
 
 @dataclass(frozen=True, kw_only=True)
 class Value(ValueConfig, DatasetRunOptions):
-    """Learn a value: a critic from a dataset (--data), or an image pipeline's (--model).
+    """Learn a value: a critic from a dataset (--data), or one of images (--model).
 
     A critic (Cal-QL or IQL) is for `genpol steer`. The dataset should hold successes and failures;
     without successes there is nothing to learn.
@@ -95,7 +96,11 @@ class Value(ValueConfig, DatasetRunOptions):
     """Training prompts whose images are drawn, at least 1."""
     images_per_prompt: Annotated[int, Ge(2), Le(65_536)] = 8
     """Images drawn for each prompt, at least 2. The value learns to rank them."""
-    num_held_out: Count = 32
+    other_prompts: Few = 8
+    """Other training prompts that each image is judged against as well, at least 0. They teach what
+    a prompt has to do with an image, and nothing is drawn for them. A reward that turns out not to
+    look at prompts is asked once for each image."""
+    num_held_out: Count = 16
     """Held-out prompts by which the value is judged, at least 1."""
     states: Annotated[int, Ge(2), Le(65_536)] = 12
     """States of each chain that are kept to learn from, at least 2; fewer where --memory-gb is too
