@@ -213,6 +213,7 @@ class ImageChains:
 
     def remove(self, run: Run) -> None:
         """Take the rounds away."""
+        run.used = False
         shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
 
 

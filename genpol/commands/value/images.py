@@ -159,6 +159,7 @@ def work(config: Value, stored: Any) -> list[Typical]:
 def _train(config: Value, stored: dict[str, Any]) -> None:
     from tqdm import tqdm
 
+    from diffusion.errors import InputError
     from diffusion.values.learning import ValueLearning
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.run import Run
@@ -205,12 +206,16 @@ def _train(config: Value, stored: dict[str, Any]) -> None:
                 f"stopped after {chains.drawn} of {chains.images} images; to continue: "
                 f"genpol value --resume {config.output}"
             )
-        learning = ValueLearning(
-            about_value(config, loaded, parts[0].cond),
-            settings,
-            *parts,
-            device=loaded.policy.device,
-        )
+        try:
+            learning = ValueLearning(
+                about_value(config, loaded, parts[0].cond),
+                settings,
+                *parts,
+                device=loaded.policy.device,
+            )
+        except InputError:  # no run can go on with these images
+            chains.remove(run)
+            raise
         with tqdm(total=config.steps, unit="step", smoothing=0.05) as bar:
             session = DatasetSession(
                 learning,
