@@ -16,7 +16,7 @@ class ImageValueConfig:
 
     seed: Seed = 0
     """Seed of everything random."""
-    num_prompts: Count = 128
+    num_prompts: Count = 192
     """Training prompts whose images are drawn, at least 1."""
     images_per_prompt: Annotated[int, Ge(2), Le(65_536)] = 8
     """Images drawn for each prompt, at least 2."""
@@ -26,7 +26,7 @@ class ImageValueConfig:
     """Held-out prompts that the value is judged by, at least 1."""
     states: Annotated[int, Ge(2), Le(65_536)] = 12
     """States of each chain that are kept, at least 2."""
-    steps: Count = 1000
+    steps: Count = 800
     """Gradient steps, at least 1."""
     batch_size: Count = 128
     """Latents of a gradient step, at least 1."""

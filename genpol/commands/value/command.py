@@ -3,6 +3,8 @@ pipeline."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from genpol.commands.value.options import (
     CHANGEABLE,
     Value,
@@ -25,7 +27,7 @@ def run(config: Value) -> None:
     from genpol.runs.resuming import restored
     from offline.errors import InputError
 
-    stored = {}
+    stored: dict[str, Any] = {}
     if config.resume is not None:
         config, stored = restored(config, "value", CHANGEABLE)
     elif config.data is None and config.model is None:

@@ -53,7 +53,7 @@ def complete(config: Value) -> Value:
     names = (
         "reward", "prompts", "num_inference_steps", "guidance_scale", "max_sequence_length",
     )  # fmt: skip
-    missing = {n: usual.get(n) for n in names if getattr(config, n) is None}
+    missing: dict[str, Any] = {n: usual.get(n) for n in names if getattr(config, n) is None}
     config = replace(config, **missing)
     for name in ("reward", "prompts"):
         if getattr(config, name) is None:

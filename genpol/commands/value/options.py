@@ -14,7 +14,7 @@ from genpol.commands.dataset_options import DatasetRunOptions
 from genpol.commands.wandb_options import WANDB
 from offline.critics.value_config import ValueConfig
 from offline.errors import InputError
-from offline.ranges import Count, Few, NotNegative, Share
+from offline.ranges import Count, Few, NotNegative, Positive, Share
 
 # What a resumed run may have differently.
 CHANGEABLE = (
@@ -58,7 +58,7 @@ IMAGES = (
 # Where the shared options have other defaults for images.
 OF_IMAGES: dict[str, Any] = {
     name: getattr(ImageValueConfig(), name) for name in ("steps", "batch_size", "lr")
-}
+} | {"log_every": 200, "checkpoint_every": 200}
 DEFAULT_TEXTS = recommended_texts() | {
     "prompts": f"{TINY['prompts']} for tiny; other models need it",
     "reward": f"sparse with --data; with --model {TINY['reward']} for tiny, others need it",
@@ -85,6 +85,13 @@ class Value(ValueConfig, DatasetRunOptions):
     """With --data the reward of an environment step: -1 until success (sparse), or the dataset's
     own (dataset). With --model the reward of finished images: a name, module:function,
     http://HOST:PORT, or an expression, as in `genpol finetune`."""
+    batch_size: Count = 256
+    """Chunks of the dataset, or latents of images, of each gradient step, at least 1."""
+    lr: Positive = 3e-4
+    """Learning rate of the critic or the image value, above 0."""
+    memory_gb: Positive = 2.0
+    """Memory in GiB, above 0. A larger dataset is streamed from its files, and of images fewer
+    states of each chain are kept."""
     prompts: str | None = None
     """Prompts of the images: a file or a generator, as in `genpol finetune`."""
     lora: str | None = None
@@ -92,7 +99,7 @@ class Value(ValueConfig, DatasetRunOptions):
     unet: str | None = None
     """Folder of a fully fine-tuned UNet or transformer, such as runs/x/unet. Default: the
     pipeline's own."""
-    num_prompts: Count = 128
+    num_prompts: Count = 192
     """Training prompts whose images are drawn, at least 1."""
     images_per_prompt: Annotated[int, Ge(2), Le(65_536)] = 8
     """Images drawn for each prompt, at least 2. The value learns to rank them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from safetensors.torch import load_file
 from small_runs import error_line, lasting, words
 from training_runs import differences
 
+from diffusion.values.config import ImageValueConfig
 from diffusion.values.image_value import load_value
 from genpol.cli import main
+from genpol.commands.parsing import parse
+from genpol.commands.value.options import Value
 from genpol.runs import checkpoints
 from genpol.runs.state_tree import unflatten
 from genpol.training.image_chains import ImageChains
+from offline.critics.value_config import ValueConfig
 
 SMALL: dict[str, Any] = {
     "reward": "tiny_rewards:brightness",
@@ -188,6 +193,14 @@ def test_a_reward_that_tells_nothing_leaves_no_run(models, prompts, tmp_path, ca
     assert "the reward is the same for all 3 images of every" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
     assert not (tmp_path / "run" / "chains").exists()
+
+
+def test_the_defaults_are_those_of_learning():
+    parsed = parse(Value, ["--model", "tiny"], "genpol value")
+    for name, default in asdict(ImageValueConfig()).items():
+        assert getattr(parsed, name) == default, name
+    assert parse(Value, ["--data", "x", "--steps", "5"], "genpol value").lr == ValueConfig().lr
+    assert parse(Value, ["--resume", "x", "--model", "tiny"], "genpol value").steps == Value().steps
 
 
 def test_options_of_images_need_a_model(tmp_path, capsys):
