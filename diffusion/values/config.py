@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Le, MultipleOf
+from annotated_types import Ge, Le
 
 from diffusion.config import Count, Positive, Seed
 
@@ -32,7 +32,7 @@ class ImageValueConfig:
     """Latents of a gradient step, at least 1."""
     lr: Positive = 1e-3
     """Learning rate, above 0."""
-    channels: Annotated[int, Ge(8), Le(4096), MultipleOf(8)] = 64
-    """Channels of the network, a multiple of 8."""
+    channels: Annotated[int, Ge(1), Le(65_536)] = 64
+    """Channels of the network, at least 1."""
     blocks: Annotated[int, Ge(1), Le(256)] = 3
     """Residual blocks of the network, at least 1."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, Le, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 from torch import Tensor, nn
 
@@ -186,7 +186,7 @@ class _About(BaseModel):
     reward: str
     mean: FiniteFloat
     std: Annotated[FiniteFloat, Gt(0)]
-    width: Annotated[int, Ge(8), Le(4096), MultipleOf(8)]
+    width: Annotated[int, Ge(1), Le(65_536)]
     blocks: Annotated[int, Ge(1), Le(256)]
     drawn: dict[str, Any]
     held_out: tuple[dict[str, float], ...]

@@ -78,7 +78,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, embedded: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
         self.film = nn.Linear(embedded, 2 * width)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
@@ -95,7 +95,7 @@ class ValueNetwork(nn.Module):
     Args:
         shape: of a latent, (C, h, w).
         text: D of every part of the condition that is read, by name.
-        width: W, a multiple of 8.
+        width: W.
         blocks: residual blocks.
     """
 
@@ -117,7 +117,7 @@ class ValueNetwork(nn.Module):
             nn.Linear(2 * width, 2 * width),
         )
         self.blocks = nn.ModuleList(Block(width, 2 * width) for _ in range(blocks))
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
         self.meeting = Meeting(width, POOLED * POOLED)
         self.head = nn.Sequential(
             nn.Linear((POOLED * POOLED + 3) * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 1)

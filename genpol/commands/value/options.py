@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MultipleOf
+from annotated_types import Ge, Le
 
 from diffusion.recommended import TINY, recommended_texts
 from diffusion.values.config import ImageValueConfig
@@ -14,7 +14,7 @@ from genpol.commands.dataset_options import DatasetRunOptions
 from genpol.commands.wandb_options import WANDB
 from offline.critics.value_config import ValueConfig
 from offline.errors import InputError
-from offline.ranges import Count, Few, NotNegative, Positive, Share
+from offline.ranges import Count, Few, NotNegative, Positive, Share, Size
 
 # What a resumed run may have differently.
 CHANGEABLE = (
@@ -157,8 +157,8 @@ class Value(ValueConfig, DatasetRunOptions):
     Default: the hub id that fits the file."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the pipeline's weights. The value's own are fp32."""
-    channels: Annotated[int, Ge(8), Le(4096), MultipleOf(8)] = 64
-    """Channels of the value's network, a multiple of 8."""
+    channels: Size = 64
+    """Channels of the value's network, at least 1."""
     blocks: Annotated[int, Ge(1), Le(256)] = 3
     """Residual blocks of the value's network, at least 1."""
     output: Path = Path("runs/value")

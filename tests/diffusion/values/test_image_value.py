@@ -166,7 +166,7 @@ def changed(folder, **entries):
         ({"weights": "../value.safetensors"}, "names no file"),
         ({"weights": "value-0123456789abcdef.safetensors"}, "is missing"),
         ({"width": 24}, "do not fit"),
-        ({"width": 17}, "multiple"),
+        ({"width": 0}, "width"),
         ({"blocks": 2}, "lack tensor network.blocks.1"),
         ({"latent_shape": [4, 8]}, "latent_shape"),
         ({"latent_shape": [1 << 20, 1 << 20, 1 << 20]}, "network.stem.0.weight is"),

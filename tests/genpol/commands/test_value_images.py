@@ -176,7 +176,7 @@ def test_more_steps_go_on_and_a_finished_run_says_so(straight, tmp_path, capsys)
         ({"sampler": "cps"}, "--sampler cps is for flow models"),
         ({"prompts": "nowhere.txt"}, "nowhere.txt"),
         ({"lora": "nowhere"}, "no LoRA at"),
-        ({"channels": 12}, "--channels"),
+        ({"channels": 0}, "--channels"),
         ({"eta": 1.5}, "--eta"),
     ],
 )
