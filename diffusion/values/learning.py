@@ -39,6 +39,7 @@ from diffusion.values.measures import explained, rank_correlation, share_of_best
 
 WITHIN = 2.0  # w
 WITHOUT_HAT = 0.1  # share of groups that are not shown x0_hat, so that V can do without
+NOISE = 0.2  # added to latents in learning, so that no image is known by heart
 AVERAGE = 0.995  # decay of the average of the weights
 WEIGHT_DECAY = 1e-2
 MEASURES = {"rank": "rank_correlation", "share_of_best": "share_of_best", "r2": "r2"}
@@ -151,7 +152,10 @@ class ValueLearning:
         count, singles = groups * images, self._singles(random)
         if singles is not None:
             rows = _Rows.joined(rows, singles[0])
-        found = self._network(self.value, self.train, rows)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # what is left out follows the step, too
+            torch.manual_seed(int(random.integers(2**62)))
+            found = self._network(self.value.train(), self.train, rows, noise=NOISE)
         error = found[:count].view(groups, images) - wanted
         within = error - error.mean(1, keepdim=True)
         loss = error.square().mean() + WITHIN * within.square().mean()
@@ -192,10 +196,12 @@ class ValueLearning:
         about = self.value.about
         return (reward - about.mean) / about.std
 
-    def _network(self, value: ImageValue, part: Part, rows: _Rows) -> Tensor:
-        """(M,) in standard deviations."""
+    def _network(self, value: ImageValue, part: Part, rows: _Rows, *, noise: float = 0.0) -> Tensor:
+        """(M,) in standard deviations; `noise` is added to the latents."""
         examples, device = part.examples, self.device
         x, x0_hat = (some[rows.n, rows.b, rows.s] for some in (examples.x, examples.x0_hat))
+        if noise:
+            x, x0_hat = (some.float() + noise * torch.randn(some.shape) for some in (x, x0_hat))
         level = part.levels[examples.step[rows.n, rows.s]]
         told, place = rows.text.unique(return_inverse=True)
         text = value.text({k: v.to(device) for k, v in take(part.cond, told).items()})

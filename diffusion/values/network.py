@@ -22,6 +22,7 @@ from diffusion.values.text import read_text, token_mask
 GRID = 16  # places along the longer side after the first layer, at most
 POOLED = 4  # places along each side that the last layer sees
 QUERIES = 12  # of each part of the text
+DROPOUT = 0.2  # while it learns
 FREQUENCIES = 16  # of the noise level
 
 
@@ -52,6 +53,13 @@ class TextReading(nn.Module):
         return torch.cat(parts, 1) + self.which
 
 
+class Thinned(nn.Module):
+    """SiLU, of which a share is left out while it learns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(F.silu(x), DROPOUT, self.training)
+
+
 class Meeting(nn.Module):
     """What an image has of each thing that the prompt says: the prompt's K vectors look at the
     image's P places, and what they see beside what they are becomes (B, W)."""
@@ -63,7 +71,10 @@ class Meeting(nn.Module):
         self.key = nn.Linear(width, width)
         self.take = nn.Linear(width, width)
         self.judge = nn.Sequential(
-            nn.Linear(3 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU()
+            nn.Linear(3 * width, 2 * width),
+            Thinned(),
+            nn.Linear(2 * width, width),
+            nn.SiLU(),
         )
 
     def forward(self, places: Tensor, text: Tensor) -> Tensor:
@@ -120,7 +131,9 @@ class ValueNetwork(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(8, width), width)
         self.meeting = Meeting(width, POOLED * POOLED)
         self.head = nn.Sequential(
-            nn.Linear((POOLED * POOLED + 3) * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 1)
+            nn.Linear((POOLED * POOLED + 3) * width, 2 * width),
+            Thinned(),
+            nn.Linear(2 * width, 1),
         )
         last = self.head[-1]
         nn.init.zeros_(last.weight)

@@ -59,6 +59,7 @@ def learnt(learning: ValueLearning, steps: int = CONFIG.steps) -> list[dict[str,
     return learning.judged()
 
 
+@pytest.mark.slow
 def test_a_known_reward_is_learnt_for_prompts_that_were_not_seen():
     rows = learnt(ValueLearning(ABOUT, CONFIG, known(64, 0, others=4), known(16, 1)))
     ranks = [row["rank_correlation"] for row in rows]

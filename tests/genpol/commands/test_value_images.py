@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -152,13 +153,15 @@ def test_stopped_and_killed_in_both_halves_and_resumed(
     assert_same(run, straight)
 
 
-def test_more_steps_go_on_and_a_finished_run_says_so(straight, tmp_path, capsys):
-    import shutil
+def test_a_finished_run_says_so(straight, capsys):
+    assert go_on(straight) == 0
+    assert "has already run 6 steps; raise --steps to go on" in capsys.readouterr().out
 
+
+@pytest.mark.slow
+def test_more_steps_go_on(straight, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    assert go_on(run) == 0
-    assert "has already run 6 steps; raise --steps to go on" in capsys.readouterr().out
     assert go_on(run, steps=8) == 0
     assert load_value(run).meta["steps"] == 8
     assert json.loads((run / "config.json").read_text())["steps"] == 8
@@ -218,8 +221,6 @@ def test_options_of_images_need_a_model(tmp_path, capsys):
 
 
 def test_another_model_or_other_prompts_do_not_go_on(straight, models, tmp_path, capsys):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     path = run / "config.json"
