@@ -50,6 +50,11 @@ SMALLER: dict[str, dict[str, str]] = {
         "--steps": "2", "--batch-size": "8", "--hidden": "8", "--wandb": "disabled",
         "--device": "cpu",
     },
+    "value --model": {
+        "--steps": "2", "--batch-size": "8", "--num-prompts": "3", "--images-per-prompt": "2",
+        "--num-held-out": "2", "--num-inference-steps": "2", "--channels": "8", "--blocks": "1",
+        "--wandb": "disabled", "--device": "cpu",
+    },
     "steer": {
         "--episodes": "2", "--num-candidates": "2", "--max-steps": "8", "--videos": "0",
         "--wandb": "disabled",
