@@ -16,6 +16,7 @@ EVALUATION = 2
 CHECK = 3  # the self-check
 DRAWS = 4  # (t, eps) of objectives on the forward process
 WINDOW = 5  # which steps draw noise
+STEERING = 20  # which chains of a steered sample are copied
 KL_TRAINING, KL_EVALUATION = 6, 7  # the distance from the reference
 SEVERAL = 8  # images of one prompt, for diversity
 JUDGING = 9  # (t, eps) of held-out pairs

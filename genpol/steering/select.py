@@ -47,8 +47,7 @@ def softmax(temperature: float, *, standardize: bool = False) -> Select:
     Raises:
         InputError: a negative temperature; or NaN scores, when called.
     """
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"expected a temperature of at least 0, received {temperature:g}")
+    require_temperature(temperature)
     best = argmax()
 
     def rule(scores: Tensor, generator: Generator | None) -> Tensor:
@@ -102,6 +101,12 @@ def random_choice() -> Select:
         return moved(drawn, scores.device)
 
     return rule
+
+
+def require_temperature(temperature: float) -> None:
+    """Raise InputError for one that is negative, infinite or NaN."""
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"expected a temperature of at least 0, received {temperature:g}")
 
 
 def _total(top: Tensor) -> float:
