@@ -109,14 +109,14 @@ def pruning(remaining: Sequence[float], candidates: int, num_steps: int) -> list
         InputError: shares that do not fall or are out of range, two that are the same step, or
             more stages than candidates to take away.
     """
-    steps, n = stage_steps(remaining, num_steps), len(remaining)
+    n = len(remaining)
     if n > candidates - 1:
         raise InputError(
             f"--prune-at has {n} stages, and {candidates} candidates can be pruned at most "
             f"{candidates - 1} times: leave stages out, or raise --num-candidates"
         )
     stages, left = [], candidates
-    for i, done in enumerate(steps, 1):
+    for i, done in enumerate(stage_steps(remaining, num_steps), 1):
         wanted = round(candidates ** ((n - i) / n))
         left = min(max(wanted, n - i + 1), left - 1)
         stages.append(Stage(done, left))

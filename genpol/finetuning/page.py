@@ -6,7 +6,6 @@ the HTML. `write_page(folder)` writes it again.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -23,13 +22,11 @@ from genpol.finetuning.curves import metric_charts, reward_chart
 from genpol.finetuning.record import RunRecord, read_run
 from genpol.finetuning.samples import Scores
 from genpol.finetuning.win_rate import win_rate
-from genpol.reports.charts import Floats
+from genpol.reports.intervals import decimals, difference, gained, with_interval
 from genpol.reports.page import Pair, Panel, code, duration, figure, page, pairs, paragraph, table
-from genpol.reports.stats import bootstrap, paired_difference
 from offline.files import disk_errors, write_beside
 
 PAGE = "report.html"
-RESAMPLES = 4000
 SHARES = ("gold", "gold_wholly", "attributes", "attributes_hard")  # rewards that are shares
 # What is said of a run first; of the rest, only what differs from the recommended value.
 FACTS = ("model", "pipeline_class", "algorithm", "reward", "prompts", "lora", "train", "seed")
@@ -134,13 +131,12 @@ def comparison(run: RunRecord) -> str:
             continue
         old, new = before.scores[name], after.scores[name]
         digits = decimals(old, new)
-        gain, low, high = difference(old, new)
         rows.append(
             [
                 _label(run, name),
                 with_interval(old, digits),
                 with_interval(new, digits),
-                f"{gain:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
+                gained(old, new, digits),
                 str(win_rate(new, old)),
             ]
         )
@@ -335,25 +331,6 @@ def _elsewhere(pipeline: str, model: str, lora: str) -> list[str]:
 
 
 # -- numbers as text ------------------------------------------------------------------------------
-
-
-def difference(old: Floats, new: Floats) -> tuple[float, float, float]:
-    """Mean gain with its paired 95 % bootstrap interval; the same numbers every time."""
-    return paired_difference(old, new, np.random.default_rng(0), resamples=RESAMPLES)
-
-
-def with_interval(values: Floats, digits: int) -> str:
-    """Mean and 95 % bootstrap interval."""
-    low, high = bootstrap(
-        values, lambda rows: rows.mean(-1), np.random.default_rng(0), resamples=RESAMPLES
-    )
-    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def decimals(*columns: Floats) -> int:
-    """Decimals with which means of these scores are shown: one more than their error needs."""
-    error = max(float(values.std()) / math.sqrt(len(values)) for values in columns)
-    return 4 if error == 0 else min(max(1 - math.floor(math.log10(error)), 0), 8)
 
 
 def _whose(run: RunRecord) -> str:

@@ -36,6 +36,9 @@ img.chart { width: 100%; height: auto; }
 .pair { font-size: 12.5px; line-height: 1.35; }
 .pair .two { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; margin-bottom: 4px; }
 .pair img { width: 100%; display: block; image-rendering: pixelated; border: 1px solid #e2e2de; }
+.strip { margin-bottom: 14px; font-size: 12.5px; line-height: 1.35; }
+.strip .row { display: grid; gap: 4px; margin-bottom: 4px; }
+.strip img { width: 100%; display: block; image-rendering: pixelated; border: 1px solid #e2e2de; }
 .good { color: #1a7f37; font-weight: 600; }
 .part { color: #8a5a00; }
 .note { font-size: 14px; color: #55555a; }
@@ -124,6 +127,29 @@ def pairs(items: Sequence[Pair]) -> str:
         )
         cells.append(f'<div class="pair"><div class="two">{two}</div>{escape(item.caption)}</div>')
     return '<div class="pairs">\n' + "\n".join(cells) + "\n</div>"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures (PNG bytes) of one prompt side by side, each with a mark under it; see `Pair`."""
+
+    caption: str
+    pictures: Sequence[bytes]
+    marks: Sequence[float | str | None]
+
+
+def strips(items: Sequence[Strip], names: Sequence[str]) -> str:
+    """Rows of pictures, one for each prompt, with the names of the columns above the first."""
+    grid = f'<div class="row" style="grid-template-columns: repeat({len(names)}, 1fr)">'
+    head = "".join(f'<div class="note">{escape(name)}</div>' for name in names)
+    rows = [f'<div class="strip">{grid}{head}</div></div>']
+    for item in items:
+        cells = "".join(
+            f"<div>{image(png, f'{name}: {item.caption}')}{mark(value)}</div>"
+            for name, png, value in zip(names, item.pictures, item.marks, strict=True)
+        )
+        rows.append(f'<div class="strip">{grid}{cells}</div>{escape(item.caption)}</div>')
+    return "\n".join(rows)
 
 
 def mark(value: float | str | None) -> str:

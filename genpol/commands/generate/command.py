@@ -40,9 +40,11 @@ def run(config: Generate) -> None:
 
     from tqdm import tqdm
 
+    from diffusion.drawing import Stopped
     from diffusion.errors import InputError
     from diffusion.rewards import load_reward
     from genpol.commands.generate.pairs import draw_pairs
+    from genpol.commands.generate.steered import require_together, steered_drawing
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.lock import FolderLock
@@ -50,6 +52,7 @@ def run(config: Generate) -> None:
     from offline.option_check import check_numbers
 
     check_numbers(config)
+    require_together(config)
     if config.pairs_from is not None:
         return draw_pairs(config, config.pairs_from)
     if config.num_images is not None:
@@ -69,9 +72,11 @@ def run(config: Generate) -> None:
     hide_loading_bars()
     pipe = load(config)
     call = pipeline_call(config, pipe, prompts)
+    steered = steered_drawing(config, pipe, call["drawn"], reward) if config.value else None
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
-    per_batch = max(1, config.batch // config.best_of)
+    per_batch = steered.at_once if steered else max(1, config.batch // config.best_of)
+    extra = steered.columns if steered else ()
     remedy = "Free some space, or pass another --output"
     with disk_errors(f"cannot write in {config.output}", remedy):
         config.output.mkdir(parents=True, exist_ok=True)
@@ -85,14 +90,25 @@ def run(config: Generate) -> None:
                     if guard.stop:
                         break
                     chunk = wanted[first : first + per_batch]
-                    rows += draw_batch(pipe, chunk, first, config, call, reward)
+                    if steered:
+                        rows += steered.draw(chunk, first, lambda: guard.stop)
+                    else:
+                        rows += draw_batch(pipe, chunk, first, config, call, reward)
                     if time.monotonic() - saved > 1:  # a kill leaves what there was by then
-                        write_csv(table, rows)
+                        write_csv(table, rows, extra)
                         saved = time.monotonic()
+            except Stopped:
+                pass
             finally:
                 if rows:
-                    write_csv(table, rows)
+                    write_csv(table, rows, extra)
                     write_grid(config.output, rows, len(wanted))
+            if steered and config.report and len(rows) == len(wanted):
+                try:
+                    steered.report(lambda: guard.stop)
+                except Stopped:
+                    words = f"all images are in {config.output}; stopped before report.html"
+                    raise guard.interrupted(words) from None
     if not rows:
         raise guard.interrupted("stopped before the first image")
     if len(rows) < len(wanted):
@@ -101,7 +117,8 @@ def run(config: Generate) -> None:
             "their images.csv; to draw all of them, pass another --output"
         )
     scored = f", mean reward {sum(r['reward'] for r in rows) / len(rows):.4f}" if reward else ""
-    print(f"{len(rows)} images and images.csv in {config.output}{scored}")
+    page = " and report.html" if config.report else ""
+    print(f"{len(rows)} images and images.csv{page} in {config.output}{scored}")
 
 
 def require_unused(output: Path) -> None:
@@ -120,29 +137,36 @@ def draw_batch(
     pipe: Any, prompts: list[str], first: int, config: Generate, call: dict[str, Any], reward: Any
 ) -> list[dict[str, Any]]:
     """Draw, choose and save some images; returns their rows of images.csv."""
-    import torch
-
     from diffusion.checkpoints.schedulers import replaced
+    from genpol.steering.pictures import Judged, Pictures, as_images, observations
+    from genpol.steering.select import argmax
+    from genpol.steering.steered import Steered
     from offline.files import write_beside
 
+    def draw(texts: list[str], seeds: list[int]) -> Any:
+        return draw_images(pipe, texts, seeds, call)
+
     k, scheduler = config.best_of, replaced(pipe) or type(pipe.scheduler).__name__
-    seeds = [config.seed + first * k + i for i in range(len(prompts) * k)]
-    repeated = [p for p in prompts for _ in range(k)]
-    images = draw_images(pipe, repeated, seeds, call)
-    scores = reward(images, repeated) if reward else torch.zeros(len(images))
+    seeds = [config.seed + (first + i) * k for i in range(len(prompts))]
+    size = call["drawn"].policy.family.image_size
+    base, obs = Pictures(draw, prompts, size), observations(range(len(prompts)), seeds)
+    if reward:
+        judged = Judged(reward, prompts, size)
+        chosen = Steered(base, judged, k, argmax(), check=False).decide(obs, None)
+        images, best, scores = as_images(chosen.action), chosen.chosen.tolist(), chosen.scores
+    else:
+        images, best, scores = as_images(base.sample(obs, 1, None)[:, 0]), [0] * len(prompts), None
     rows = []
     for i, prompt in enumerate(prompts):
-        group = slice(i * k, (i + 1) * k)
-        best = i * k + int(scores[group].argmax())
         name = f"{first + i:05d}.png"
-        write_beside(config.output / name, png(images[best]))
-        row: dict[str, Any] = {"file": name, "prompt": prompt, "seed": seeds[best]}
+        write_beside(config.output / name, png(images[i]))
+        row: dict[str, Any] = {"file": name, "prompt": prompt, "seed": seeds[i] + best[i]}
         row |= {"candidates": k, "scheduler": scheduler}
         own = getattr(prompt, "negative", None)
         if own is not None:
             row["negative_prompt"] = own
-        if reward:
-            row |= {"reward": float(scores[best]), "reward_mean": float(scores[group].mean())}
+        if scores is not None:
+            row |= {"reward": float(scores[i, best[i]]), "reward_mean": float(scores[i].mean())}
         rows.append(row)
     return rows
 
@@ -166,7 +190,7 @@ def write_grid(output: Path, rows: list[dict[str, Any]], wanted: int) -> None:
     write_beside(output / "grid.png", buffer.getvalue())
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: list[dict[str, Any]], extra: tuple[str, ...] = ()) -> None:
     """images.csv, whole or not at all."""
     import csv
     import io
@@ -175,7 +199,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
     buffer = io.StringIO()
     own = ("negative_prompt",) if any("negative_prompt" in row for row in rows) else ()
-    writer = csv.DictWriter(buffer, (*COLUMNS, *own), lineterminator="\n")
+    writer = csv.DictWriter(buffer, (*COLUMNS, *extra, *own), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_beside(path, buffer.getvalue().encode())

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion.families.family import Family
+    from diffusion.process import ReverseProcess
 
 
 class Drawn:
@@ -61,12 +62,15 @@ class Drawn:
                 "how it is sampled with --scheduler and --eta"
             )
         self.by_pipeline = kind.own_call
+        self._steps = call["num_inference_steps"]
+        self._how = {"eta": call["eta"], "sampler": sampler, "noise_level": noise_level}
         if not self.by_pipeline:
-            steps, eta = call["num_inference_steps"], call["eta"]
-            self.process = self.policy.process(
-                steps, eta=eta, sampler=sampler, noise_level=noise_level
-            )
+            self.process = self.process_with()
         self.size = {name: sizes[name] for name in ("height", "width") if sizes[name]}
+
+    def process_with(self, steps: int | None = None) -> ReverseProcess:
+        """How pictures are drawn, in another number of steps where one is given."""
+        return self.policy.process(steps or self._steps, **self._how)
 
     def in_pieces(self) -> AbstractContextManager[None]:
         """Within this context the pipeline's own call decodes no more than fits at a time."""

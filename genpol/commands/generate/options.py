@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.recommended import recommended_texts
-from offline.ranges import Count, NotNegative, Seed, Share, Threads
+from offline.ranges import Count, Finite, NotNegative, Seed, Share, Size, Threads
 
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
         "prompts", "num_prompts", "model", "lora", "images_per_prompt", "best_of", "reward",
         "seed", "device", "output", "family",
+    ),
+    "steering by a value": (
+        "value", "value_weights", "num_candidates", "prune_at", "resample", "temperature",
+        "report", "gold_reward", "guidance_control",
     ),
     "preferences": ("pairs_from", "num_images"),
     "sampling": (
@@ -65,6 +69,32 @@ class Generate:
     """Candidates drawn for each image, at least 1. The one with the highest --reward is kept."""
     reward: str | None = None
     """Reward to record, and to choose by with --best-of. Default: none."""
+    value: tuple[str, ...] = ()
+    """Folders of `genpol value --model` that steer unfinished images: of --num-candidates chains
+    the most valuable go on. Several are summed with --value-weights, each divided by its reward's
+    standard deviation. Default: no steering."""
+    value_weights: tuple[Finite, ...] = ()
+    """Weight of each --value. A negative one avoids what that value rates highly. Default: 1
+    each."""
+    num_candidates: Size | None = None
+    """Chains that --value chooses from for each image, at least 1. Default: 8."""
+    prune_at: tuple[Share, ...] = ()
+    """Shares of the denoising steps that remain when --value selects chains, falling, from 1
+    (noise) to 0 (finished). After the last one chain is left: 8, 4, 2, 1. Default: .7 .4 .2."""
+    resample: bool = False
+    """At --prune-at, copy chains in proportion to exp(increase of the value / temperature) instead
+    of keeping the best. Needs a sampler with noise."""
+    temperature: NotNegative | None = None
+    """Temperature of --resample, in standard deviations of the reward, at least 0. Default: 0.3."""
+    report: bool = False
+    """Also draw one sample, the best of K by --reward, and guidance, at as many network evaluations
+    as --value spent, and write report.html and arms.csv. This takes several times as long."""
+    gold_reward: str | None = None
+    """Rewards that only judge on the page of --report, separated by commas. Default: the gold
+    checker on world prompts, else none."""
+    guidance_control: str | None = None
+    """Guidance scales on the page of --report, separated by commas, or "none". Default: 3,5 for
+    tiny, 3,7.5 for other models."""
     pairs_from: str | None = None
     """Reward that makes a file of preferences: of the images of each prompt the one with the
     highest reward is chosen, the one with the lowest rejected. --output is then the file, such as
