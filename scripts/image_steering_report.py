@@ -26,7 +26,13 @@ from scripts.image_steering_tables import (
 from scripts.results_table import write_block
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, n - 1 degrees of freedom
-KINDS = {"best of K by the reward": "C0", "pruned": "C2", "resampled": "C1", "guidance": "C3"}
+KINDS = {
+    "best of K by the reward": "C0",
+    "pruned by the value": "C2",
+    "pruned by the predicted reward": "C4",
+    "resampled by the value": "C1",
+    "guidance": "C3",
+}
 Rows = Sequence[dict[str, str]]
 
 
@@ -95,20 +101,24 @@ def verdict(model: str, rows: Rows) -> str:
     if not whole:
         return ""
     half = numbers(whole, "evaluations").mean() / 2
-    cheap = {}
-    for name in names_of(model):
-        own = [row for row in rows if row["arm"] == name]
-        if name.startswith("prune") and own and numbers(own, "evaluations").mean() <= half:
-            cheap[name] = numbers(own, "over_best_of_8")
-    if not cheap:
-        return f"`{model}`: no pruned arm at {half:g} evaluations or fewer has been run."
-    name = max(cheap, key=lambda arm: float(cheap[arm].mean()))
-    mean = 100 * float(cheap[name].mean())
-    how = "reaches" if mean >= 0 else f"stays {-mean:.1f} points below"
-    return (
-        f"`{model}`: at half the evaluations of the best of 8 ({half:g}), the best pruned arm is "
-        f"`{name}`; it {how} its gold score (difference {interval(cheap[name], 100)} points)."
-    )
+    lines = []
+    for kind in ("pruned by the value", "pruned by the predicted reward"):
+        cheap = {}
+        for name in names_of(model):
+            own = [row for row in rows if row["arm"] == name]
+            if kind_of(name) == kind and own and numbers(own, "evaluations").mean() <= half:
+                cheap[name] = numbers(own, "over_best_of_8")
+        if not cheap:
+            continue
+        name = max(cheap, key=lambda arm: float(cheap[arm].mean()))
+        mean = 100 * float(cheap[name].mean())
+        how = "reaches" if mean >= 0 else f"stays {-mean:.1f} points below"
+        lines.append(
+            f"`{model}`, {kind}: at half the evaluations of the best of 8 ({half:g}) the best arm "
+            f"is `{name}`. It {how} the gold score of the best of 8 (difference "
+            f"{interval(cheap[name], 100)} points)."
+        )
+    return "\n".join(lines)
 
 
 def picture(rows: Rows, path: Path) -> None:
@@ -145,7 +155,10 @@ def kind_of(arm: str) -> str | None:
     """The curve that an arm belongs to; None for controls that are in the table alone."""
     if arm in map(best_name, BEST_OF):
         return "best of K by the reward"
-    starts = {"prune": "pruned", "resample": "resampled", "guidance": "guidance"}
+    if arm.endswith("predicted reward"):
+        return "pruned by the predicted reward"
+    value = " by the value"
+    starts = {"prune": f"pruned{value}", "resample": f"resampled{value}", "guidance": "guidance"}
     return next((kind for start, kind in starts.items() if arm.startswith(start)), None)
 
 

@@ -31,7 +31,7 @@ from diffusion.rewards import load_reward
 from diffusion.values.image_value import ImageValue, load_value
 from genpol.steering.picture_arms import drawn
 from genpol.steering.picture_chains import PictureChains, selection
-from genpol.steering.picture_values import PictureValues
+from genpol.steering.picture_values import PictureValues, PredictedReward
 
 Floats = NDArray[np.float64]
 BATCH = 64
@@ -119,7 +119,13 @@ def steer(model: str, arm: Arm, values: PictureValues, prompts: list[str], seed:
     found = chains.draw_all(prompts, first_seed(seed))
     spent = (process_time() - start) / len(prompts)
     scores = {name: scored(name, found.images, prompts) for name in judges}
-    return Drawn(scores, found.evaluations / len(prompts), 0, spent)
+    calls = round(found.chains.value_calls / len(prompts)) if values.asks_reward else 0
+    return Drawn(scores, found.evaluations / len(prompts), calls, spent)
+
+
+def predicted(model: str, reward: str) -> PictureValues:
+    """The reward of what each chain is heading for."""
+    return PictureValues([PredictedReward(policy_of(model), judge(reward))])
 
 
 def finished(model: str, arm: Arm, prompts: list[str], seed: int, judges: Sequence[str],

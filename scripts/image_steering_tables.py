@@ -12,7 +12,9 @@ that no other has begun. Seeds of 1000 and more write to files of their own; no 
 Images, fixed before the first run of a test seed: values of `attributes` trained by `genpol value`
 with its defaults on seeds 0, 1 and 2; 256 held-out prompts, one picture each; 10 denoising steps,
 no guidance but in the arms that have it. The best of K is chosen by the reward that the value
-learnt, and the gold checker judges all arms.
+learnt, and the gold checker judges all arms. "By the predicted reward" prunes by the reward of the
+picture that a chain is heading for, decoded at each selection: no value is trained, and the reward
+is called for every chain.
 
 Composition, on `tiny`: rewards `attributes` and `jpeg_compressibility`, which pull apart. The
 weight of `attributes` is 1, in standard deviations of each reward (as the values' documents say).
@@ -38,6 +40,7 @@ from scripts.image_steering_runs import (
     fine_tuned,
     finished,
     held_out,
+    predicted,
     steer,
     trained_value,
 )
@@ -59,6 +62,9 @@ STEERED = {
     "8 finished, by the value": Arm(8, (0.0,)),
     "resample 8": Arm(8, (0.7, 0.4, 0.2), temperature=0.3, sampler="cps"),
 }
+PREDICTED = {f"{name}, by the predicted reward": STEERED[name] for name in (
+    "prune 8 at .7 .5 .2", "prune 16 at .8 .6 .3",
+)}  # fmt: skip
 GUIDED = {
     "guidance 3, 20 steps": (Arm(guidance=3.0, steps=20), 1),
     "guidance 3, best of 2": (Arm(guidance=3.0), 2),
@@ -131,13 +137,15 @@ def images(
             continue
         if name == NOISY:
             add(name, finished(model, arm, prompts, seed, judges, (1,), WIDTH)[1])
+        elif name in PREDICTED:
+            add(name, steer(model, arm, predicted(model, REWARD), prompts, seed, judges))
         else:
             add(name, steer(model, arm, values, prompts, seed, judges))
 
 
 def arms_of(model: str) -> dict[str, Arm]:
     """The steered arms. Flow models resample by cps, and one sample by cps stands beside it."""
-    return STEERED | ({NOISY: Arm(sampler="cps")} if model == "tiny-flow" else {})
+    return STEERED | PREDICTED | ({NOISY: Arm(sampler="cps")} if model == "tiny-flow" else {})
 
 
 def best_name(k: int) -> str:

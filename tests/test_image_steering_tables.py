@@ -22,6 +22,8 @@ def small(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(image_steering_tables, "GUIDED", {"guidance 3": (Arm(guidance=3.0), 1)})
     two = {"prune 2 at .5": Arm(2, (0.5,)), "prune 8 at .7 .4 .2": Arm(2, (0.9,))}
     monkeypatch.setattr(image_steering_tables, "STEERED", two)
+    by_reward = {"prune 2, by the predicted reward": Arm(2, (0.5,))}
+    monkeypatch.setattr(image_steering_tables, "PREDICTED", by_reward)
     monkeypatch.setattr(image_steering_tables, "WEIGHTS", (0.0, 1.0))
 
     def trained(model, reward, seed, work, options):
@@ -44,13 +46,15 @@ def test_every_arm_leaves_a_row_and_none_is_drawn_twice(small, monkeypatch):
         "guidance 3": 20,
         "prune 2 at .5": 15,
         "prune 8 at .7 .4 .2": 11,
+        "prune 2, by the predicted reward": 15,
     }
+    assert rows["prune 2, by the predicted reward"]["reward_calls"] == "2"
     assert float(rows["one sample"]["gold_gain"]) == 0
     assert float(rows["best of 2"]["reward"]) >= float(rows["one sample"]["reward"])
     assert table.path.name == "image_steering_tuning.csv"
     monkeypatch.setattr(image_steering_tables, "finished", None)  # it would be called
     image_steering_tables.images("tiny", 1000, small, count=2)
-    assert len(table.rows()) == 5
+    assert len(table.rows()) == 6
 
 
 def test_composition_steers_and_fine_tunes_by_the_same_weights(small, monkeypatch):
@@ -80,6 +84,7 @@ def whole(model: str, over: float) -> list[dict[str, str]]:
     base = {"model": model, "reward_calls": "0", "cpu_seconds": "0.1", "reward": "0.8"}
     base |= {"gold": "0.7", "gold_gain": "0.1"}
     cost = {"best of 8": "80", "prune 8 at .7 .5 .2": "40", "prune 8 at .7 .4 .2": "42"}
+    cost["prune 8 at .7 .5 .2, by the predicted reward"] = "40"
     return [
         base
         | {"arm": arm, "seed": str(seed), "evaluations": cost.get(arm, "50")}
@@ -91,10 +96,12 @@ def whole(model: str, over: float) -> list[dict[str, str]]:
 
 def test_the_report_says_whether_the_target_is_reached():
     text = image_steering_report.model_text("tiny", whole("tiny", 0.0))
-    assert "best pruned arm is `prune 8 at .7 .5 .2`; it reaches its gold score" in text
+    said = "pruned by the value: at half the evaluations of the best of 8 (40) the best arm is "
+    assert f"{said}`prune 8 at .7 .5 .2`. It reaches the gold score" in text
+    assert "by the predicted reward: at half" in text
     assert "(difference 1.0 ± 2.5 points)" in text
     worse = image_steering_report.model_text("tiny", whole("tiny", -0.03))
-    assert "stays 2.0 points below its gold score" in worse
+    assert "stays 2.0 points below the gold score" in worse
     assert "| prune 8 at .7 .4 .2 | 42 | 0 | 0.1 | 0.800 ± 0.000 | 70.0 ± 0.0 |" in text
 
 

@@ -88,17 +88,20 @@ class Comparison:
     batch: int
     tick: Callable[[], None] | None = None
 
-    def arms(self, steered: SteeredPictures, seconds: float, scales: Sequence[float]) -> list[Arm]:
+    def arms(
+        self, steered: SteeredPictures, seconds: float, scales: Sequence[float], calls: int = 0
+    ) -> list[Arm]:
         """All arms, steering second.
 
         Args:
             steered: what steering drew of the same prompts.
             seconds: that it took.
             scales: of guidance; the policy's own is left out, as it is "one sample".
+            calls: of the reward that steering made for a picture.
         """
         n, budget = len(self.prompts), steered.evaluations / len(self.prompts)
         one = self.best_of(1, ONE)
-        found = [one, self._judged(STEERED, steered.images, budget, 0, seconds / n)]
+        found = [one, self._judged(STEERED, steered.images, budget, calls, seconds / n)]
         equal = max(1, int(budget / one.evaluations + 1e-6))
         for k in sorted({equal, self.candidates} - {1}):
             found.append(self.best_of(k, f"best of {k}"))

@@ -151,7 +151,7 @@ class PictureChains:
                 cond,
                 policy.latent_shape,
                 [[Generator().manual_seed(s) for s in row] for row in seeds],
-                self.values.of(cond, self.process),
+                self.values.of(prompts, cond, self.process),
                 self.how.stages,
                 self.how.keep,
                 batch=self.batch,

@@ -86,7 +86,8 @@ def result(named: dict[str, Arm], about: Steering) -> str:
         found.append(paragraph(words, kind))
     note = (
         f"{len(about.prompts)} pictures, one seed. Steering spent {steered.evaluations:g} network "
-        f"evaluations a picture and never asked the reward; one sample takes {one.evaluations:g}. "
+        f"evaluations and {steered.reward_calls} reward calls a picture; one sample takes "
+        f"{one.evaluations:g} evaluations. "
         "In brackets: 95 % bootstrap intervals over prompts, of differences in pairs."
     )
     return "\n".join([*found, paragraph(note, "note")])

@@ -72,7 +72,8 @@ class Generate:
     value: tuple[str, ...] = ()
     """Folders of `genpol value --model` that steer unfinished images: of --num-candidates chains
     the most valuable go on. Several are summed with --value-weights, each divided by its reward's
-    standard deviation. Default: no steering."""
+    standard deviation. The word reward asks --reward about the picture that each chain is heading
+    for. Default: no steering."""
     value_weights: tuple[Finite, ...] = ()
     """Weight of each --value. A negative one avoids what that value rates highly. Default: 1
     each."""

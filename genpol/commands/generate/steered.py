@@ -44,6 +44,8 @@ def require_together(config: Generate) -> None:
             f"--value-weights has {len(config.value_weights)} numbers for {len(config.value)} "
             "values: give one for each folder of --value, or none for equal weights"
         )
+    if "reward" in config.value and not config.reward:
+        raise InputError("--value reward asks the --reward about predicted pictures: add it")
     if config.temperature is not None and not config.resample:
         raise InputError("--temperature is of --resample; pruning keeps the best")
     if config.report and not config.reward:
@@ -79,7 +81,7 @@ def steered_drawing(config: Generate, pipe: Any, drawn: Any, reward: Any) -> Ste
     from genpol.steering.picture_values import load_values
 
     policy, process = drawn.policy, drawn.process_with()
-    values = load_values(config.value, config.value_weights, policy.device)
+    values = load_values(config.value, config.value_weights, policy, reward)
     candidates = config.num_candidates or CANDIDATES
     temperature = TEMPERATURE if config.temperature is None else config.temperature
     how = selection(
@@ -211,7 +213,9 @@ class SteeredDrawing:
             chains.policy, self.drawn.process_with, chains.process.num_steps, self.prompts,
             config.seed, chains.candidates, self.reward, judges, config.batch, tick,
         )  # fmt: skip
-        arms = comparison.arms(whole, self.seconds, scales)
+        asked = whole.chains.value_calls if chains.values.asks_reward else 0
+        calls = round(asked / len(self.prompts))
+        arms = comparison.arms(whole, self.seconds, scales, calls)
         about = Steering(
             self.prompts, chains.how, whole.chains, chains.values.unit, chains.candidates,
             str(config.reward), command_of(config),

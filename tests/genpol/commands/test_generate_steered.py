@@ -162,6 +162,7 @@ def test_what_is_stopped_keeps_what_is_done(models, few, value, tmp_path, monkey
         ({"temperature": 0.5}, "--temperature is of --resample"),
         ({"report": True, "reward": None}, "--report needs --reward"),
         ({"gold_reward": "gold"}, "--gold-reward is for the page of --report"),
+        ({"value": "reward", "reward": None}, "--value reward asks the --reward"),
         ({"best_of": 2}, "use --num-candidates with --value"),
         ({"num_candidates": 0}, "--num-candidates must be at least 1"),
         ({"value": "nowhere/iv"}, 'no image value in "nowhere/iv"'),

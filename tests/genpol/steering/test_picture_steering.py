@@ -14,7 +14,7 @@ from diffusion.steered_chain import Stage
 from genpol.steering.picture_arms import Comparison, drawn
 from genpol.steering.picture_chains import PictureChains, joined, selection
 from genpol.steering.picture_page import Steering, equal_arms, score_rows, steering_page
-from genpol.steering.picture_values import PictureValues
+from genpol.steering.picture_values import PictureValues, PredictedReward
 
 PROMPTS = ["a cat", "two owls", "a <b>red</b> fox"]
 
@@ -67,13 +67,31 @@ def test_values_are_weighed_in_standard_deviations_of_their_rewards(policy):
     a, b = tiny_value(policy, 0, std=2.0), tiny_value(policy, 1, std=0.1)
     process, cond = policy.process(4), policy.encode(PROMPTS)
     x, rows = torch.randn(3, *policy.latent_shape), torch.arange(3)
-    found = PictureValues([a, b], [1.0, -0.3]).of(cond, process)(x, 2, rows, x)
+    found = PictureValues([a, b], [1.0, -0.3]).of(PROMPTS, cond, process)(x, 2, rows, x)
     level = float(process.sqrt_noise[2] / (process.sqrt_noise[2] + process.sqrt_alpha[2]))
     own = [v(x, level, v.text(cond), x) for v in (a, b)]
     torch.testing.assert_close(found, own[0] / 2.0 - 0.3 * own[1] / 0.1)
     assert PictureValues([a]).unit == 2.0 and PictureValues([a, b]).unit == 1.0
-    zero = PictureValues([a, b], [1.0, 0.0]).of(cond, process)(x, 2, rows, None)
+    zero = PictureValues([a, b], [1.0, 0.0]).of(PROMPTS, cond, process)(x, 2, rows, None)
     torch.testing.assert_close(zero, a(x, level, a.text(cond), None) / 2.0)
+
+
+def test_the_reward_of_what_a_step_predicts_is_a_value_without_training(policy):
+    values, process = PictureValues([PredictedReward(policy, brightness)]), policy.process(4)
+    value = values.of(PROMPTS, policy.encode(PROMPTS), process)
+    x, x0 = torch.randn(2, 3, *policy.latent_shape)
+    rows = torch.arange(3)
+    assert torch.equal(value(x, 2, rows, x0), brightness(policy.decode(x0), PROMPTS))
+    assert torch.equal(value(x, 4, rows, x0), brightness(policy.decode(x), PROMPTS))
+    with pytest.raises(InputError, match="before the first step"):
+        value(x, 0, rows, None)
+    last = chains(policy, values, k=4, at=(0.0,)).draw(PROMPTS, 0)
+    every = torch.stack(
+        [brightness(drawn(policy, process, PROMPTS, [k, 4 + k, 8 + k], 64), PROMPTS)
+         for k in range(4)]
+    )  # fmt: skip
+    assert torch.equal(last.chains.candidate, every.argmax(0))  # the best of 4 itself
+    assert values.asks_reward and not PictureValues([tiny_value(policy)]).asks_reward
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [0.0, 0.0], []])
