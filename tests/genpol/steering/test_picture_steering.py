@@ -149,3 +149,37 @@ def test_stages_are_named_by_what_remains(policy):
     assert how.names == ["0.5", "0.25"] and how.stages == [Stage(2, 3), Stage(3, 1)]
     copied = selection(policy.process(4), 8, (0.5,), temperature=1.0)
     assert copied.names == ["0.5", "0"] and copied.stages == [Stage(2, 8), Stage(4, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["sdxl", "sd3", "flux", "flux2_klein", "pixart", "qwen_image", "sana"]
+)
+def test_every_family_is_steered_and_a_survivor_is_its_seeds_own(name):
+    from tiny_families import tiny
+
+    policy = ImagePolicy(tiny(name), guidance_scale=3.0, train="nothing")
+    process, prompts = policy.process(4, sampler="ode"), ["a cat", "a hen"]
+    values = PictureValues([tiny_value(policy)])
+    chains = PictureChains(policy, process, values, 4, selection(process, 4, (0.5, 0.25)), batch=3)
+    found = chains.draw(prompts, 0)
+    plain = drawn(policy, process, prompts, found.seeds, 3)
+    torch.testing.assert_close(found.images, plain, rtol=0, atol=1e-3)
+    cost = 2 if policy.family.guided(3.0) else 1
+    assert found.evaluations == cost * 2 * (4 * 2 + 2 * 1 + 1 * 1)
+
+
+def test_a_lora_steers_and_draws_alike(policy, tmp_path):
+    """What is steered is the pipeline with its LoRA, whose weights stay as they are."""
+    tuned = ImagePolicy(tiny_sd(), guidance_scale=1.0, lora_targets="attention")
+    with torch.no_grad():
+        for weight in tuned.trainable().values():
+            weight.add_(0.05)
+    before = {name: p.clone() for name, p in tuned.denoiser.named_parameters()}
+    values, process = PictureValues([tiny_value(policy)]), tuned.process(4)
+    found = chains(tuned, values).draw(PROMPTS, 0)
+    torch.testing.assert_close(
+        found.images, drawn(tuned, process, PROMPTS, found.seeds, 64), rtol=0, atol=1e-5
+    )
+    assert not torch.allclose(found.images, drawn(policy, process, PROMPTS, found.seeds, 64))
+    assert all(torch.equal(p, before[n]) for n, p in tuned.denoiser.named_parameters())
