@@ -35,6 +35,7 @@ def small(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_arm_leaves_a_row_and_none_is_drawn_twice(small, monkeypatch):
     image_steering_tables.images("tiny", 1000, small, count=2)
     table, _ = tables(1000)

@@ -103,7 +103,7 @@ def many(value, keep, n: int, width: int, monkeypatch) -> torch.Tensor:
 
 @pytest.mark.parametrize(("curve", "slope"), [(0.0, 1.0), (1.5, 0.5)])
 def test_resampling_by_the_exact_value_draws_the_tilted_distribution(curve, slope, monkeypatch):
-    temperature, n = 0.7, 1500
+    temperature, n = 0.7, 800
     mean, variance, value = tilted(curve, slope, temperature)
     x = many(value, resampled(temperature), n, 64, monkeypatch)  # few chains tilt too little
     assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / n) + 0.02)
@@ -113,7 +113,7 @@ def test_resampling_by_the_exact_value_draws_the_tilted_distribution(curve, slop
 
 def test_a_value_that_is_wrong_on_the_way_still_draws_the_tilted_distribution(monkeypatch):
     """Only the value at the end is the target; on the way it may be anything."""
-    temperature, n = 0.7, 1500
+    temperature, n = 0.7, 800
     mean, variance, exact = tilted(0.0, 1.0, temperature)
 
     def value(x, done, rows, x0):
@@ -125,7 +125,7 @@ def test_a_value_that_is_wrong_on_the_way_still_draws_the_tilted_distribution(mo
 
 def test_weights_of_the_whole_value_would_tilt_too_far(monkeypatch):
     """Why weights are increments: the whole value at each of four stages counts it four times."""
-    temperature, n = 0.7, 400
+    temperature, n = 0.7, 200
     mean, variance, value = tilted(0.0, 1.0, temperature)
     rule = resampled(temperature)
 

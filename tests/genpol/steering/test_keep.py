@@ -37,20 +37,20 @@ def test_a_chain_goes_on_as_often_as_its_weight_says():
     weights = (now / 0.8).softmax(-1)[0]
     counts = torch.zeros(4)
     rule = resampled(0.8)
-    for seed in range(2000):
+    for seed in range(500):
         kept = rule(now, ZERO, 4, chooser(seed))[0]
         own = torch.bincount(kept, minlength=4)
         assert ((own >= (4 * weights).floor()) & (own <= (4 * weights).ceil())).all()
         counts += own
-    torch.testing.assert_close(counts / 8000, weights, rtol=0, atol=0.01)
+    torch.testing.assert_close(counts / 2000, weights, rtol=0, atol=0.02)
 
 
 def test_one_draw_has_the_odds_of_softmax():
-    now, n = torch.tensor([[1.0, 0.0, 0.5]]), 4000
+    now, n = torch.tensor([[1.0, 0.0, 0.5]]), 1500
     one = torch.cat([resampled(0.5)(now, ZERO[:, :3], 1, chooser(i))[0] for i in range(n)])
     other = softmax(0.5)(now.expand(n, -1), torch.Generator().manual_seed(0))
     a, b = (torch.bincount(x, minlength=3) / n for x in (one, other))
-    torch.testing.assert_close(a, b, rtol=0, atol=0.03)
+    torch.testing.assert_close(a, b, rtol=0, atol=0.05)
 
 
 def test_temperature_0_copies_the_largest_increment():
