@@ -108,7 +108,7 @@ def test_resampling_by_the_exact_value_draws_the_tilted_distribution(curve, slop
     x = many(value, resampled(temperature), n, 64, monkeypatch)  # few chains tilt too little
     assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / n) + 0.02)
     assert float(x.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / n) + 0.03)
-    assert abs(mean) > 10 * math.sqrt(variance / n)  # so the tilt is no accident
+    assert abs(mean) > 5 * math.sqrt(variance / n)  # so the tilt is no accident
 
 
 def test_a_value_that_is_wrong_on_the_way_still_draws_the_tilted_distribution(monkeypatch):
@@ -133,7 +133,7 @@ def test_weights_of_the_whole_value_would_tilt_too_far(monkeypatch):
         return rule(now, torch.zeros_like(before), count, generators)
 
     x = many(value, whole, n, 32, monkeypatch)
-    assert float(x.mean()) > mean + 20 * math.sqrt(variance / n)
+    assert float(x.mean()) > 1.5 * mean > mean + 4 * math.sqrt(variance / n)
 
 
 def ode_end(x, done, rows, x0):
