@@ -65,18 +65,39 @@ def flow_process(
             f"scheduler is {type(scheduler).__name__}; flow models are sampled by "
             "FlowMatchEulerDiscreteScheduler"
         )
+    arguments = dict(schedule or {})
+    if "sigmas" in arguments:
+        scheduler.set_timesteps(**arguments)
+    else:
+        scheduler.set_timesteps(num_inference_steps, **arguments)
+    sigmas, timesteps = scheduler.sigmas.double().cpu(), scheduler.timesteps.float().cpu()
+    return flow_table(sigmas, timesteps, sampler, noise_level, window=window)
+
+
+def flow_table(
+    sigmas: Tensor,
+    timesteps: Tensor,
+    sampler: str,
+    noise_level: float,
+    *,
+    window: tuple[int, int] | None = None,
+) -> ReverseProcess:
+    """The table of a schedule that is known by its numbers.
+
+    Args:
+        sigmas: (T+1,) float64 on the CPU: t before the first step, and after each of the T.
+        timesteps: (T,) what the network is given at each.
+        sampler, noise_level, window: as of `flow_process`.
+
+    Raises:
+        InputError: an unknown sampler, or a noise level out of range.
+    """
     if sampler not in SAMPLERS:
         raise InputError(f'unknown sampler "{sampler}".{did_you_mean(sampler, SAMPLERS)}')
     most = 1.0 if sampler == "cps" else math.inf
     if not 0 <= noise_level <= most or not math.isfinite(noise_level):
         bound = " and at most 1 for cps" if sampler == "cps" else ""
         raise InputError(f"--noise-level must be at least 0{bound}, received {noise_level}")
-    arguments = dict(schedule or {})
-    if "sigmas" in arguments:
-        scheduler.set_timesteps(**arguments)
-    else:
-        scheduler.set_timesteps(num_inference_steps, **arguments)
-    sigmas = scheduler.sigmas.double().cpu()
     t, s = sigmas[:-1], sigmas[1:]
     c_eps, std = _noise(sampler, noise_level, t, s)
     if window is not None:
@@ -84,7 +105,7 @@ def flow_process(
         inside[window[0] : window[1]] = True
         c_eps, std = torch.where(inside, c_eps, s), torch.where(inside, std, torch.zeros_like(std))
     return ReverseProcess(
-        timesteps=scheduler.timesteps.float().cpu(),
+        timesteps=timesteps,
         sqrt_alpha=1 - t,
         sqrt_noise=t,
         c_x0=1 - s,
