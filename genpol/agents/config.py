@@ -7,23 +7,28 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le
 
+from genpol.agents.tuning_config import TUNERS, TuningConfig, usual_tuning
 from offline.errors import InputError
 from offline.learning.config import RLConfig
 from offline.models.world_model_config import WorldModelConfig
 from offline.ranges import Amount, Between, Decay, Few, Finite, NotNegative, Positive, Size
 
-AgentName = Literal["expo", "bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl"]
+AgentName = Literal[
+    "expo", "bestofn", "bc", "rlpd", "sac", "idql", "fql", "dsrl",
+    "prdp", "grpo", "ddpo", "rtb", "prdp-forward", "nft", "awm",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TrainConfig(RLConfig, WorldModelConfig):
+class TrainConfig(RLConfig, WorldModelConfig, TuningConfig):
     """Settings of `genpol train`: of the backbone, world models, policies and agents."""
 
     agent: AgentName = "expo"
     """Algorithm. "expo" edits proposals of an expressive policy and takes the best of them all.
     "bestofn" is expo without edits. "bc" imitates all data and learns no values. "rlpd" trains a
-    Gaussian policy with the same critic. "sac" is rlpd without data. docs/AGENTS.md explains these,
-    "idql", "fql" and "dsrl"."""
+    Gaussian policy with the same critic. "sac" is rlpd without data. "prdp", "grpo", "ddpo", "rtb",
+    "prdp-forward", "nft" and "awm" fine-tune the base policy by reward, as `genpol finetune` does
+    with image pipelines. docs/AGENTS.md explains these, "idql", "fql" and "dsrl"."""
     policy: Literal["diffusion", "flow"] = "flow"
     """Kind of the base policy. --base brings its own."""
     denoising_steps: Size = 10
@@ -170,6 +175,8 @@ def usual(agent: str, world_model: str = "none", *, data: bool = False) -> dict[
     """The options of an agent that differ from the general defaults. `genpol train` and
     `Train.recommended` apply them."""
     settings = dict(SAC_USUAL) if agent == "sac" else {}
+    if agent in TUNERS:
+        settings = usual_tuning(agent)
     if agent == "sac" and (world_model != "none" or not data):
         settings["offline_fraction"] = 0.05 if data else 0.0
     if world_model != "none":

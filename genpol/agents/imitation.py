@@ -181,9 +181,18 @@ def require_learnable(spec: ActionSpec, policy: ChunkPolicy) -> None:
     Raises:
         SpecError: another chunk length, or another normalisation; names the dimension.
     """
+    require_same_chunk(spec, policy)
+    spec.require_same(policy.spec, what="the base policy")
+
+
+def require_same_chunk(spec: ActionSpec, policy: ChunkPolicy) -> None:
+    """Check that `policy` draws chunks of the length of `spec`.
+
+    Raises:
+        SpecError: it does not.
+    """
     if policy.spec.chunk != spec.chunk:
         raise SpecError(
             f"the base policy's chunks have H={policy.spec.chunk}, the critic's H={spec.chunk}: "
             f"pass --action-chunk {policy.spec.chunk}"
         )
-    spec.require_same(policy.spec, what="the base policy")

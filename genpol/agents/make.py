@@ -12,8 +12,11 @@ from genpol.agents.config import TrainConfig
 from genpol.agents.dsrl import DSRL
 from genpol.agents.expo import EXPO
 from genpol.agents.fql import FQL
+from genpol.agents.from_value import FromValue
 from genpol.agents.idql import IDQL
 from genpol.agents.pretrain import pretrain
+from genpol.agents.tuning_checks import require_value
+from genpol.agents.tuning_config import TUNERS
 from genpol.policies.architecture import Architecture
 from genpol.policies.policy import ChunkPolicy
 from offline.critics.penalties import lipschitz_bound, penalties
@@ -29,7 +32,10 @@ __all__ = ["make_agent", "make_base", "make_value", "pretrain"]
 
 
 def make_value(
-    config: TrainConfig, spec: ActionSpec, obs_shapes: Mapping[str, tuple[int, ...]], env: str
+    config: TrainConfig,
+    spec: ActionSpec,
+    obs_shapes: Mapping[str, tuple[int, ...]],
+    env: str | None,
 ) -> ValueFunction:
     """A critic with stacked heads, of the sizes in `config`."""
     return ValueFunction(
@@ -47,7 +53,10 @@ def make_value(
 
 
 def make_base(
-    config: TrainConfig, spec: ActionSpec, obs_shapes: Mapping[str, tuple[int, ...]], env: str
+    config: TrainConfig,
+    spec: ActionSpec,
+    obs_shapes: Mapping[str, tuple[int, ...]],
+    env: str | None,
 ) -> ChunkPolicy:
     """A base policy that has learnt nothing yet."""
     return ChunkPolicy(
@@ -71,7 +80,7 @@ def make_agent(
     spec: ActionSpec,
     obs_shapes: Mapping[str, tuple[int, ...]],
     obs_stats: ObsStats | None,
-    env: str,
+    env: str | None,
     base: Policy | None = None,
     target_base: Policy | None = None,
     value: ValueFunction | None = None,
@@ -100,6 +109,7 @@ def make_agent(
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(config.seed)
         if value is None:
+            require_value(config.agent, False)
             value = make_value(config, spec, obs_shapes, env)
             if obs_stats is not None:
                 value.encoder.normalizer.fit(obs_stats)
@@ -124,6 +134,8 @@ def make_agent(
                 replay_slots=replay_slots,
                 penalty=penalties(config),
             )
+        if config.agent in TUNERS:
+            return FromValue(base, value, config)
         if not isinstance(base, ChunkPolicy):
             raise InputError(
                 f"--agent {config.agent} needs a base policy of our own (genpol clone); with a "

@@ -39,6 +39,7 @@ from diffusion.chain import Condition
 from diffusion.flow import flow_table
 from diffusion.forward import ForwardProcess
 from diffusion.process import ReverseProcess
+from genpol.policies.diffusion import DiffusionHead, action_process
 from genpol.policies.policy import ChunkPolicy
 from offline.errors import InputError
 from offline.types import Obs
@@ -72,9 +73,7 @@ class PolicyChains:
         if self.flow:
             self.process = flow_steps(policy.head.num_steps, sampler, noise_level)
         else:
-            own = policy.head.process
-            times = policy.head.times.cpu().flip(0)  # steps are noisiest first
-            self.process = replace(own, timesteps=times)
+            self.process = diffusion_steps(policy.head)
         self.shape = (policy.head.dim,)
         """Of one x: (D,)."""
 
@@ -109,7 +108,7 @@ class PolicyChains:
             )
         if not bool(self.process.stochastic.any()):
             raise InputError(
-                f"{who} scores denoising steps, which draw no noise with --flow-sampler "
+                f"{who} scores denoising steps, which draw no noise with --sampler "
                 f"{self.sampler} and --noise-level {self.noise_level:g} in "
                 f"{self.process.num_steps} steps: pass a --noise-level above 0; {without}"
             )
@@ -159,12 +158,12 @@ class PolicyChains:
             t = torch.arange(1, FLOW_TIMES + 1, dtype=torch.float64) / FLOW_TIMES
             slope = 2 / (t * (1 - t).clamp_min(0.5 / FLOW_TIMES))
             return ForwardProcess((1 - t).float(), 1 - t, t, slope, "flow")
-        own = self.process
+        own = self.policy.head.process  # of the ancestral chain, whatever it is sampled by
         per_step = torch.where(own.stochastic, own.sensitivity.square(), torch.zeros_like(own.std))
         if own.num_steps > 1:
             per_step[~own.stochastic] = per_step[own.stochastic][-1]
         a, s, slope = own.sqrt_alpha, own.sqrt_noise, own.num_steps * per_step
-        times, a, s, slope = (v.flip(0) for v in (own.timesteps, a, s, slope))
+        times, a, s, slope = (v.flip(0) for v in (self.process.timesteps, a, s, slope))
         return ForwardProcess(times, a, s, slope, "epsilon")
 
     # -- actions
@@ -190,6 +189,22 @@ def first_of(which: Tensor, count: int) -> Tensor:
     """(count,) for each of `count` values one place in `which` (N,) where it stands."""
     places = torch.arange(len(which), device=which.device)
     return which.new_empty(count).scatter_(0, which, places)
+
+
+def diffusion_steps(head: DiffusionHead) -> ReverseProcess:
+    """A diffusion head's T steps, ancestral or DDIM as it samples; times are the head's."""
+    times = head.times.cpu().flip(0)  # steps are noisiest first
+    if head.sampler == "ddpm":
+        return replace(head.process, timesteps=times)
+    own = action_process(head.num_steps, "ddim", head.clip)
+    # The head derives eps anew from the clipped estimate: eps = (x_t - a x_0) / s.
+    return replace(
+        own,
+        timesteps=times,
+        c_x0=own.c_x0 - own.c_eps * own.sqrt_alpha / own.sqrt_noise,
+        c_xt=own.c_xt + own.c_eps / own.sqrt_noise,
+        c_eps=torch.zeros_like(own.c_eps),
+    )
 
 
 def flow_steps(steps: int, sampler: str, noise_level: float) -> ReverseProcess:

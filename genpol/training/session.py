@@ -72,7 +72,7 @@ class Session:
         loop: what trains.
         run: where it is written.
         config: how often what is due.
-        evaluator: of the agent's evaluating policy.
+        evaluator: of the agent's evaluating policy; None where there is no environment.
         clock: started when the sitting did.
         pretrain: done before the first environment step; (log, stop).
         videos: episodes filmed before training and at the end.
@@ -85,7 +85,7 @@ class Session:
         loop: Loop,
         run: Run,
         config: TrainConfig,
-        evaluator: Evaluator,
+        evaluator: Evaluator | None,
         *,
         clock: Clock,
         pretrain: Pretrain | None = None,
@@ -218,9 +218,13 @@ class Session:
         self.show(self.result | metrics)
 
     def evaluate(self, stop: Stop) -> bool:
-        """Evaluate and diagnose at the present step; False if stopped, to be done again."""
+        """Evaluate and diagnose at the present step; False if stopped, to be done again. Without an
+        environment there is nothing to do."""
         self.check()
         step, agent = self.loop.progress, self.loop.agent
+        if self.evaluator is None:
+            self.evaluated, self.unsaved = step, True
+            return True
         film = self.videos if step == 0 or step >= self.total else 0
         done = 0
 
@@ -323,6 +327,11 @@ class Session:
         }
         self.run.summary(summary)
         return summary
+
+    def close(self) -> None:
+        """Close the environments of evaluations."""
+        if self.evaluator is not None:
+            self.evaluator.close()
 
     # -- telling
 

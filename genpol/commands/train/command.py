@@ -80,6 +80,8 @@ def train(
         if stored:  # a later bare --resume goes on with these
             folder.amend({name: document[name] for name in CHANGEABLE})
         session = make_session(config, inputs, loop, folder, clock, bar)
+        if inputs.note is not None:
+            bar.write(inputs.note)
         session.restore()
         if session.complete:
             bar.write(
@@ -93,11 +95,12 @@ def train(
         except InputError as error:
             raise session.note(error) from error
         finally:
-            session.evaluator.close()
+            session.close()
             envs.close()
         if done:
             summary = session.finish()
-            write_page(config.output)
+            if inputs.make_env is not None:
+                write_page(config.output)
     if not done:
         where = f"after step {loop.progress}" if session.saved >= 0 else "while pretraining"
         raise guard.interrupted(
@@ -109,10 +112,13 @@ def train(
 
 def print_outcome(config: Train, summary: dict[str, float]) -> None:
     """One line of what came out."""
+    seconds = summary["time/cpu_seconds"]
+    spent = f"{seconds:.0f} CPU-seconds; run folder {config.output}"
+    if "eval/return" not in summary:
+        print(f"{summary['train/updates']:.0f} updates, not evaluated; {spent}")
+        return
     result = f"return {summary['eval/return']:.4g}"
     if summary["eval/success"] == summary["eval/success"]:  # not NaN
         share, low, high = (summary[f"eval/success{end}"] for end in ("", "_low", "_high"))
         result = f"success {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}], {result}"
-    seconds = summary["time/cpu_seconds"]
-    layouts = f"{config.eval_episodes} layouts"
-    print(f"{result} on {layouts}; {seconds:.0f} CPU-seconds; run folder {config.output}")
+    print(f"{result} on {config.eval_episodes} layouts; {spent}")

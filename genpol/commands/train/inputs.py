@@ -41,7 +41,8 @@ class Given:
 class Inputs:
     """Everything that a training run is made of, checked against each other."""
 
-    env: str
+    env: str | None
+    """None where neither an option nor the data names it, which takes --steps 0."""
     spec: ActionSpec
     """Of chunks of H actions, the environment's bounds mapped to [-1, 1]."""
     obs_shapes: dict[str, tuple[int, ...]]
@@ -51,14 +52,16 @@ class Inputs:
     target_base: Policy | None
     value: ValueFunction | None
     has_success: bool
-    make_env: Callable[[], Any]
-    """One environment, for evaluation."""
+    make_env: Callable[[], Any] | None
+    """One environment, for evaluation; None where it cannot be made and none is needed."""
     make_envs: Callable[[], Any]
     """Those that training acts in: a vector environment."""
     beside: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered during evaluations."""
     make_agent: Callable[..., Agent] | None = None
     """Of an agent of one's own; see `Given`."""
+    note: str | None = None
+    """Why there is no evaluation."""
     observed: ObsStats | None = None
     """Mean and std of the observations under random actions, where nothing else tells them."""
 
@@ -103,12 +106,18 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     Raises:
         InputError: one of them is missing, faulty, or does not fit the others.
     """
+    from genpol.agents.tuning_checks import require_value
+    from genpol.agents.tuning_config import TUNERS
+    from genpol.commands.train.recorded import NoEnvs, RecordedEnv
     from offline.errors import InputError
     from offline.models.world_model import StateLayout
     from robots.envs.make import check_env_name, make_env
 
     given = given or Given()
-    if config.env is not None and given.env is None:
+    require_value(config.agent, config.value is not None or given.value is not None)
+    stored = config.data is not None or given.data is not None
+    alone = config.steps == 0 and stored  # it learns from stored data
+    if config.env is not None and given.env is None and not alone:
         check_env_name(config.env)
     episodes = None
     if given.data is not None:
@@ -120,20 +129,31 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
 
         episodes = open_dataset(config.data)
     env = config.env or (None if episodes is None else episodes.env)
-    if env is None:
+    if env is None and not alone:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
     images = _image_sizes(config, episodes)
 
     def new_env() -> Any:
         return make_env(
-            given.env or env,
+            given.env or env or "",
             max_steps=config.max_steps,
             image_keys=images or None,
             distractors=config.distractors,
         )
 
-    probe = new_env()
-    _check_success(config, probe, env)
+    note = None
+    try:
+        if env is None:
+            raise InputError("--data names no environment")
+        probe = new_env()
+    except InputError as error:
+        named = given.env is not None or config.env not in (None, getattr(episodes, "env", None))
+        if episodes is None or not alone or named or _needs_env(config):
+            raise
+        probe, note = RecordedEnv(episodes), f"no evaluation: {error}"
+    rewarded = config.agent not in TUNERS or not alone
+    if rewarded:
+        _check_success(config, probe, env)
     if config.videos:
         probe.reset(seed=0)
         probe.render()  # refuses what cannot be drawn, before anything is trained
@@ -145,7 +165,7 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     )
     data = None
     if episodes is not None:
-        data, spec = _read(config, episodes, probe, spec, env)
+        data, spec = _read(config, episodes, probe, spec, env, rewarded)
     inputs = Inputs(
         env=env,
         spec=spec,
@@ -155,8 +175,11 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
         target_base=None,
         value=load_value(config, spec, env, given.value),
         has_success=probe.has_success,
-        make_env=new_env,
-        make_envs=lambda: _vector_env(given.env or env, config, images),
+        make_env=None if note else new_env,
+        make_envs=lambda: (
+            NoEnvs(config.num_envs) if note else _vector_env(given.env or env or "", config, images)
+        ),
+        note=note,
         make_agent=given.make_agent,
     )
     if config.base is not None or given.base is not None:
@@ -213,7 +236,12 @@ def _image_sizes(config: Train, episodes: Any) -> dict[str, int]:
     return sizes
 
 
-def _check_success(config: Train, probe: Any, env: str) -> None:
+def _needs_env(config: Train) -> bool:
+    """Whether something was asked for that only an environment can do."""
+    return bool(config.videos or config.distractors or config.world_model == "simulator")
+
+
+def _check_success(config: Train, probe: Any, env: str | None) -> None:
     from offline.errors import InputError
 
     if config.reward != "dataset" and not probe.has_success:
@@ -224,14 +252,16 @@ def _check_success(config: Train, probe: Any, env: str) -> None:
 
 
 def _read(
-    config: Train, episodes: Any, probe: Any, spec: ActionSpec, env: str
+    config: Train, episodes: Any, probe: Any, spec: ActionSpec, env: str | None, rewarded: bool
 ) -> tuple[Transitions, ActionSpec]:
-    """The dataset's transitions, and the spec with its statistics."""
+    """The dataset's transitions, with rewards where they are needed, and the spec with its
+    statistics."""
     from offline.data.training_data import check_actions, check_dataset_fits, wanted_keys
     from offline.data.transitions import Transitions
 
     keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
-    check_dataset_fits(episodes, env, space_shapes(probe), probe.action_spec, keys)
+    if env is not None:
+        check_dataset_fits(episodes, env, space_shapes(probe), probe.action_spec, keys)
     check_actions(episodes, probe.action_spec)
     known = episodes.spec
     spec = dataclasses.replace(spec, mean=known.mean, std=known.std, p01=known.p01, p99=known.p99)
@@ -240,7 +270,7 @@ def _read(
         config.action_chunk,
         spec=spec,
         discount=config.discount,
-        reward=config.reward,
+        reward=config.reward if rewarded else "none",
         reward_scale=config.reward_scale,
         n_step=config.n_step,
         obs_keys=keys,
@@ -301,7 +331,7 @@ def _vector_env(env: str | Callable[[], Any], config: Train, images: dict[str, i
 
 
 def load_value(
-    config: Train, spec: ActionSpec, env: str, given: ValueFunction | None = None
+    config: Train, spec: ActionSpec, env: str | None, given: ValueFunction | None = None
 ) -> ValueFunction | None:
     """The critic to start from, if one is named or given; a given one is copied.
 
@@ -316,7 +346,8 @@ def load_value(
     from offline.errors import InputError
 
     value = copy.deepcopy(given) if given is not None else ValueFunction.load(config.value or "")
-    value.require_env(env)
+    if env is not None:
+        value.require_env(env)
     require_same_actions(value.spec, spec, "--value")
     bound, wanted = value.architecture["lipschitz_bound"], lipschitz_bound(config)
     if bound != wanted:  # its layers are other ones
@@ -352,7 +383,7 @@ def load_base(config: Train, inputs: Inputs, probe: Any, given: Policy | None = 
     ours = isinstance(given, ChunkPolicy) if given is not None else not is_black_box(named)
     if ours:
         base = copy.deepcopy(given) if isinstance(given, ChunkPolicy) else load_policy(named)
-        if base.env is not None and base.env != inputs.env:
+        if base.env is not None and inputs.env is not None and base.env != inputs.env:
             raise SpecError(
                 f"--base was trained for {base.env}, --env is {inputs.env}: pass a policy of this "
                 "task"

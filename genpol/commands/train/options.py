@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
+from genpol.agents.tuning_checks import check_tuning
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.errors import InputError, did_you_mean
 from offline.ranges import Amount, Count, Few, Threads
@@ -32,6 +33,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "target_entropy", "act_select", "act_temperature", "candidates", "candidate_dtype",
         "cache_age", "backup_uses_average", "actor_layer_norm", "expectile", "fql_alpha",
         "noise_bound",
+    ),
+    "fine-tuning by reward (prdp, grpo, ddpo, rtb, prdp-forward, nft, awm)": (
+        "beta", "clip", "group_size", "inner_steps", "sampler", "noise_level", "step_weights",
+        "kl_weight", "draws", "loss_weight", "mix",
     ),
     "critic": (
         "value_ensemble", "subset", "hidden", "lr", "layer_norm", "critic_dtype", "target_rate",
@@ -80,7 +85,8 @@ class Train(TrainConfig, WandbOptions):
     """Policy to start from: a folder of `genpol clone`, or robomimic:FILE, octo:DIR, lerobot:DIR,
     module:function or ws://HOST:PORT, which stay frozen. Default: a policy cloned from --data."""
     value: str | None = None
-    """Critic to start from: a folder of `genpol value`. Default: a new critic."""
+    """Critic to start from: a folder of `genpol value`. It is the reward of prdp and its peers, and
+    stays as it is there. Default: a new critic."""
     preset: Preset = "default"
     """Set of defaults. "faithful" has the settings of EXPO's released code."""
     max_steps: Count | None = None
@@ -184,5 +190,6 @@ def check(config: Train) -> None:
                 f"--{name.replace('_', '-')} {getattr(config, name)} is for values, and --agent bc "
                 "learns none: drop it, or use another agent"
             )
+    check_tuning(config)
     if config.agent in ("sac", "rlpd") and config.base:
         raise InputError(f"--agent {config.agent} has no base policy: drop --base, or use expo")

@@ -89,13 +89,15 @@ def make_session(
     from robots.envs.make import layout_seed
 
     data = inputs.data
-    evaluator = Evaluator(
-        inputs.make_env,
-        [layout_seed("evaluate", config.seed, i) for i in range(config.eval_episodes)],
-        noise_seed=config.seed,
-        has_success=inputs.has_success,
-        beside=inputs.beside,
-    )
+    evaluator = None
+    if inputs.make_env is not None:
+        evaluator = Evaluator(
+            inputs.make_env,
+            [layout_seed("evaluate", config.seed, i) for i in range(config.eval_episodes)],
+            noise_seed=config.seed,
+            has_success=inputs.has_success,
+            beside=inputs.beside,
+        )
     return Session(
         loop,
         folder,
@@ -131,10 +133,10 @@ def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
     from robots.envs.known_rules import known_rules
     from robots.envs.simulator_model import SimulatorModel
 
-    layout = StateLayout.of(inputs.obs_shapes)
+    layout, env = StateLayout.of(inputs.obs_shapes), inputs.env or ""
     if config.world_model == "simulator":
         return SimulatorModel(
-            inputs.env,
+            env,
             layout,
             inputs.spec,
             reward=config.reward,
@@ -146,9 +148,7 @@ def make_world_model(config: Train, inputs: Inputs) -> WorldModel:
             f"--known reward is the environment's own reward, --reward {config.reward} is not: "
             "pass --reward dataset, or let the model learn it"
         )
-    rules = known_rules(
-        inputs.env, config.known, layout, inputs.spec, reward_scale=config.reward_scale
-    )
+    rules = known_rules(env, config.known, layout, inputs.spec, reward_scale=config.reward_scale)
     return make_dynamics(
         config,
         layout,

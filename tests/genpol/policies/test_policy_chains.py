@@ -44,14 +44,16 @@ def test_without_noise_a_flow_is_drawn_by_its_own_euler_steps(network, noise):
     assert found.sample.abs().max() > 1  # so that the clip at the end was seen to be left out
 
 
-@pytest.mark.parametrize("network", ["factored", "residual"])
-def test_a_diffusion_policy_is_drawn_by_its_own_chain(network):
-    chains, obs = chains_of("diffusion", network=network), states(3, seed=0)
+@pytest.mark.parametrize(
+    ("network", "sampler"), [("factored", "ddpm"), ("residual", "ddpm"), ("factored", "ddim")]
+)
+def test_a_diffusion_policy_is_drawn_by_its_own_chain(network, sampler):
+    chains, obs = chains_of("diffusion", network=network, sampler=sampler), states(3, seed=0)
     found = sample_chain(chains.predict, chains.process, chains.condition(obs), (D,), seeds(3))
     head, streams = chains.policy.head, seeds(3)
     noise = torch.stack([draw((D,), streams, torch.empty(0)) for _ in range(head.num_steps)])
     with torch.no_grad():
-        expected = head(chains.policy.encode(obs), noise[:, :, None], head.chains["ddpm"])[:, 0]
+        expected = head(chains.policy.encode(obs), noise[:, :, None], head.chains[sampler])[:, 0]
     torch.testing.assert_close(found.sample, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(chains.action(found.sample), chains.chunk(found.sample))
 
