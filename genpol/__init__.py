@@ -38,6 +38,8 @@ _DEFINED_IN = {
     "make_value": "genpol.agents.make",
     "make_base": "genpol.agents.make",
     "EXPO": "genpol.agents.expo",
+    "PolicyChains": "genpol.policies.chains",
+    "RewardTuning": "genpol.agents.reward_tuning",
     "Finetune": "genpol.commands.finetune.options",
     "finetune": "genpol.commands.from_python",
 }

@@ -5,6 +5,7 @@ from genpol.agents.expo import EXPO as EXPO
 from genpol.agents.make import make_agent as make_agent
 from genpol.agents.make import make_base as make_base
 from genpol.agents.make import make_value as make_value
+from genpol.agents.reward_tuning import RewardTuning as RewardTuning
 from genpol.commands.finetune.options import Finetune as Finetune
 from genpol.commands.from_python import finetune as finetune
 from genpol.commands.from_python import train as train
@@ -12,6 +13,7 @@ from genpol.commands.steer.command import steer as steer
 from genpol.commands.steer.options import Steer as Steer
 from genpol.commands.train.options import Train as Train
 from genpol.policies.architecture import Architecture as Architecture
+from genpol.policies.chains import PolicyChains as PolicyChains
 from genpol.policies.cloning import clone as clone
 from genpol.policies.cloning_config import CloneConfig as CloneConfig
 from genpol.policies.policy import ChunkPolicy as ChunkPolicy

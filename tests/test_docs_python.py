@@ -28,6 +28,10 @@ EXAMPLES: dict[str, tuple[list[tuple[str, str]], str]] = {
         ],
         "held out: ",
     ),
+    "Fine-tune a robot policy with a reward of your own": (
+        [("range(300)", "range(2)")],
+        "0 steadiness -0.",
+    ),
     "Train EXPO on a gymnasium environment of your own": (
         [
             ("steps=2_000", "steps=60, update_after=40, eval_episodes=2"),

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from diffusion.scores import take
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import require_same_chunk
 from genpol.agents.reward_tuning import RewardTuning
@@ -81,31 +80,11 @@ class FromValue(AgentOfParts):
         """One round: a group of chunks for each of the batch's observations, valued, and K steps.
 
         Returns:
-            reward/mean    value of the drawn chunks
-            reward/spread  standard deviation of the value within groups
-            kl/forward     KL of the newest weights from the policy as it was, in nats per chunk
-            and those of `RewardTuning.improve`
+            those of `RewardTuning.learn`
         """
-        tuning, count = self.tuning, self.config.group_size
-        cond = tuning.chains.condition(batch.obs)
-        group = torch.arange(len(batch), device=tuning.chains.device).repeat_interleave(count)
-        chain = tuning.draw(cond, group, generator)
-        act = tuning.chains.action(chain.sample).unflatten(0, (len(batch), count))
-        reward = self.values(batch.obs, act)
-        scores, rollouts = tuning.scored(chain, cond, group, reward.flatten(), generator)
-        apart = tuning.distance(chain, take(cond, group), generator)
-        metrics = {
-            "reward/mean": float(reward.mean()),
-            "reward/spread": float(reward.std(1).mean()),
-            "kl/forward": apart,
-            **tuning.improve(scores, rollouts, self._names(batch)),
-        }
-        return {name: torch.tensor(number) for name, number in metrics.items()}
-
-    def _names(self, batch: Batch) -> list[str]:
-        """Each chunk's observation, by which it is known when it comes again."""
         keys = [-1] * len(batch) if batch.key is None else batch.key.tolist()
-        return [str(key) for key in keys for _ in range(self.config.group_size)]
+        metrics = self.tuning.learn(batch.obs, self.values, generator, [str(key) for key in keys])
+        return {name: torch.tensor(number) for name, number in metrics.items()}
 
     # -- acting
 

@@ -3,6 +3,7 @@
 It joins `genpol.policies.chains` to the objectives of `diffusion/`, as `diffusion.finetune` joins
 image pipelines to them, and knows nothing of where rewards come from:
 
+    learn    one round: all of the following, with a reward of chunks in given observations
     draw     chunks, with the log-probs of their denoising steps or as finished chunks alone
     scored   what an objective sees of them and of their rewards
     improve  K optimiser steps by the exact gradient of two passes, and the average of the weights
@@ -16,7 +17,7 @@ D = H * A numbers of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -40,7 +41,10 @@ from genpol.policies.chains import PolicyChains, require_chain
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.errors import Diverged, InputError
 from offline.finite import LOWER
-from offline.types import Policy
+from offline.types import Obs, Policy
+
+# Observations and chunks (G, B, H, A), normalised by the policy's spec -> (G, B).
+Reward = Callable[[Obs, Tensor], Tensor]
 
 MICRO_BATCH = 4096  # denoising steps that go through the network together
 KL_CHAINS = 64  # that the distance from the reference is estimated by
@@ -97,6 +101,49 @@ class RewardTuning:
         return nullcontext()
 
     # -- one round
+
+    def learn(
+        self,
+        obs: Obs,
+        reward: Reward,
+        generator: Generator,
+        names: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Draw a group of chunks for each of G observations, have them rewarded, and improve.
+
+        Args:
+            obs: G observations.
+            reward: called with the observations and chunks (G, B, H, A), as they are executed and
+                normalised by the policy's spec; returns (G, B), higher is better.
+            generator: draws everything.
+            names: (G,) by which an observation is known when it comes again; only ddpo asks.
+
+        Returns:
+            reward/mean, reward/spread (standard deviation within groups, mean over them),
+            kl/forward (KL from the reference in nats per chunk, before the steps), and those of
+            `improve`.
+        """
+        count = self.config.group_size
+        cond = self.chains.condition(obs)
+        rows = len(cond["row"])
+        group = torch.arange(rows, device=self.chains.device).repeat_interleave(count)
+        chain = self.draw(cond, group, generator)
+        act = self.chains.action(chain.sample).unflatten(0, (rows, count))
+        rewards = reward(obs, act).detach().float()
+        if tuple(rewards.shape) != (rows, count):
+            raise InputError(
+                f"the reward of chunks {tuple(act.shape)} has the shape {tuple(rewards.shape)}, "
+                f"expected one number for each chunk, ({rows}, {count})"
+            )
+        scores, rollouts = self.scored(chain, cond, group, rewards.flatten(), generator)
+        apart = self.distance(chain, take(cond, group), generator)
+        each = None if names is None else [name for name in names for _ in range(count)]
+        return {
+            "reward/mean": float(rewards.mean()),
+            "reward/spread": float(rewards.std(1).mean()),
+            "kl/forward": apart,
+            **self.improve(scores, rollouts, each),
+        }
 
     def draw(self, cond: Condition, group: Tensor, generator: Generator) -> DenoisingChain:
         """N chains for the rows `group` (N,) of a condition, by the newest weights or, where the

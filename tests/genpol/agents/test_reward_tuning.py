@@ -157,7 +157,7 @@ def test_a_learnt_policy_comes_to_the_value_of_steering(kind):
     tuning = RewardTuning(base, config(beta=beta, base_lr=3e-4, group_size=16))
     for step in range(300):
         obs = states(16, seed=10_000 + step)
-        tuned(tuning, obs, lambda s, act: critic.score(critic.encode(s), act)[0], random)
+        tuning.learn(obs, lambda s, act: critic.score(critic.encode(s), act)[0], random)
     held = states(200, seed=-7)
 
     def worth(act):
@@ -170,17 +170,6 @@ def test_a_learnt_policy_comes_to_the_value_of_steering(kind):
     assert steered - one > 0.1
     assert distilled == pytest.approx(steered, rel=0.05)
     assert distilled - one == pytest.approx(steered - one, rel=0.15)
-
-
-def tuned(tuning, obs, reward, random):
-    """One round by any reward of observations and chunks (G, B, H, A)."""
-    count, rows = tuning.config.group_size, len(next(iter(obs.values())))
-    cond = tuning.chains.condition(obs)
-    group = torch.arange(rows).repeat_interleave(count)
-    chain = tuning.draw(cond, group, random)
-    act = tuning.chains.action(chain.sample).unflatten(0, (rows, count))
-    scores, rollouts = tuning.scored(chain, cond, group, reward(obs, act).flatten(), random)
-    return chain, tuning.improve(scores, rollouts)
 
 
 # -- the agent
@@ -306,6 +295,13 @@ def test_tuning_begins_from_what_was_cloned():
     agent.update_policy(batch(), random)
     for name, weight in agent.tuning.reference.policy.named_parameters():
         assert torch.equal(weight, cloned[name])
+
+
+def test_a_reward_of_another_shape_is_refused():
+    with pytest.raises(InputError, match=r"expected one number for each chunk, \(4, 8\)"):
+        RewardTuning(make("flow"), config()).learn(
+            states(4, seed=0), lambda obs, act: act.sum(-1), generator()
+        )
 
 
 def test_it_saves_a_policy_folder(tmp_path):
