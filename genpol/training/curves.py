@@ -34,6 +34,9 @@ DIAGNOSTICS = {
     "critic/v": "value of the state",
     "actor/distill_loss": "distance of student from flow",
     "base/loss": "imitation loss",
+    "reward/mean": "reward of what is drawn",
+    "reward/spread": "spread of the reward within a group",
+    "kl/forward": "KL from the policy as it was (nats)",
 }
 PICTURES = 6  # small ones, training success among them
 

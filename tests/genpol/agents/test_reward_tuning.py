@@ -19,6 +19,7 @@ from diffusion.two_pass import two_pass_backward
 from genpol.agents.config import TrainConfig, usual
 from genpol.agents.from_value import FromValue
 from genpol.agents.reward_tuning import RewardTuning, streams
+from genpol.agents.tuning_checks import check_tuning
 from genpol.agents.tuning_config import TUNERS
 from genpol.policies.policy import load_policy
 from genpol.steering.select import softmax
@@ -329,3 +330,19 @@ def test_what_cannot_be_tuned_is_refused():
     with pytest.raises(Exception, match="at most 1 for cps") as found:
         RewardTuning(make("flow"), config(noise_level=1.5))
     assert found.value.exit_code == 2  # an InputError of the other package
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sampler": "ode"}, "with --sampler ode a flow draws none"),
+        ({"critic_pretrain": "iql"}, "--critic-pretrain is of other agents"),
+        ({"lipschitz": "spectral"}, "--lipschitz is of other agents"),
+        ({"agent": "sac", "inner_steps": 4}, "--inner-steps is of agents that fine-tune"),
+    ],
+)
+def test_settings_of_other_agents_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        check_tuning(dataclasses.replace(config(offline_updates=1), **settings))
+    check_tuning(config(offline_updates=1))
+    check_tuning(dataclasses.replace(TrainConfig(beta=2.0), agent="mine:Agent"))
