@@ -36,7 +36,7 @@ from diffusion.trained_weights import TrainedWeights
 from diffusion.two_pass import two_pass_backward
 from genpol.agents.config import TrainConfig
 from genpol.agents.imitation import Imitation
-from genpol.agents.tuning_config import FORWARD
+from genpol.agents.tuning_config import FORWARD, TEMPERED
 from genpol.policies.chains import PolicyChains, require_chain
 from genpol.policies.policy import MAX_GRAD_NORM, ChunkPolicy
 from offline.errors import Diverged, InputError
@@ -71,6 +71,7 @@ class RewardTuning:
                 "above 0, such as 1e-4"
             )
         self.config, self.forward = config, config.agent in FORWARD
+        self.tempered = config.agent in TEMPERED
         self.base = Imitation.of(base, config)
         """The newest weights and their average. It clones where the policy did not come trained."""
         settings = {"sampler": config.sampler, "noise_level": config.noise_level}
@@ -120,6 +121,7 @@ class RewardTuning:
 
         Returns:
             reward/mean, reward/spread (standard deviation within groups, mean over them),
+            reward/capped (share of groups whose rewards were scaled down, see `capped`),
             kl/forward (KL from the reference in nats per chunk, before the steps), and those of
             `improve`.
         """
@@ -135,12 +137,16 @@ class RewardTuning:
                 f"the reward of chunks {tuple(act.shape)} has the shape {tuple(rewards.shape)}, "
                 f"expected one number for each chunk, ({rows}, {count})"
             )
-        scores, rollouts = self.scored(chain, cond, group, rewards.flatten(), generator)
+        asked, share = rewards, 0.0
+        if self.tempered:
+            asked, share = capped(rewards, self.config.beta, self.config.kl_cap)
+        scores, rollouts = self.scored(chain, cond, group, asked.flatten(), generator)
         apart = self.distance(chain, take(cond, group), generator)
         each = None if names is None else [name for name in names for _ in range(count)]
         return {
             "reward/mean": float(rewards.mean()),
             "reward/spread": float(rewards.std(1).mean()),
+            "reward/capped": share,
             "kl/forward": apart,
             **self.improve(scores, rollouts, each),
         }
@@ -354,6 +360,19 @@ class RewardTuning:
         self.trained.load_state(dict(state["trained"]), int(state["updates"]))
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(state["objective"])
+
+
+def capped(reward: Tensor, beta: float, kl_cap: float) -> tuple[Tensor, float]:
+    """Rewards (G, B) of which no group asks for more than a KL of `kl_cap` nats, and the share of
+    groups that had to be scaled down.
+
+    The optimum pi_ref exp(R / beta) is (std(R) / beta)^2 / 2 nats from pi_ref where R is normal.
+    Where a critic is steep that is far beyond all that pi_ref ever draws, and so beyond what the
+    critic has learnt from. K candidates hold steering to at most log K nats.
+    """
+    most = beta * math.sqrt(2 * kl_cap)
+    factor = (most / reward.std(1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    return reward * factor, float((factor < 1).float().mean())
 
 
 def streams(count: int, generator: Generator) -> list[Generator]:

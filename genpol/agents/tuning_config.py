@@ -13,6 +13,7 @@ from offline.ranges import NotNegative, Positive, Size
 TRAJECTORY = ("prdp", "ddpo", "grpo", "rtb")  # they score denoising steps
 FORWARD = ("prdp-forward", "nft", "awm")  # they need finished chunks alone
 TUNERS = (*TRAJECTORY, *FORWARD)
+TEMPERED = ("prdp", "rtb", "prdp-forward")  # whose optimum is a temperature's
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class TuningConfig:
     """Reward temperature of prdp, rtb and prdp-forward, in units of the reward for each nat of the
     KL from the policy as it was, above 0. It is what --temperature is to `genpol steer`: a smaller
     one follows the value harder."""
+    kl_cap: Positive = 2.5
+    """Largest KL from the policy as it was that the rewards of one observation may ask for (prdp,
+    rtb, prdp-forward), in nats, above 0. Rewards that differ by more are scaled down there. The
+    best of 32 candidates is 2.5 nats away; a large cap such as 1000 leaves --beta alone."""
     clip: Positive = 0.5
     """How far a log-ratio may move from where it was when chunks were drawn, in nats of a whole
     chunk, above 0 (all but rtb and nft). It acts from the second of --inner-steps on."""

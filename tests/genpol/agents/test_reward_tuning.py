@@ -18,7 +18,7 @@ from diffusion.scores import ChainScores
 from diffusion.two_pass import two_pass_backward
 from genpol.agents.config import TrainConfig, usual
 from genpol.agents.from_value import FromValue
-from genpol.agents.reward_tuning import RewardTuning, streams
+from genpol.agents.reward_tuning import RewardTuning, capped, streams
 from genpol.agents.tuning_checks import check_tuning
 from genpol.agents.tuning_config import TUNERS
 from genpol.policies.policy import load_policy
@@ -296,6 +296,16 @@ def test_tuning_begins_from_what_was_cloned():
     agent.update_policy(batch(), random)
     for name, weight in agent.tuning.reference.policy.named_parameters():
         assert torch.equal(weight, cloned[name])
+
+
+def test_no_observation_asks_for_more_than_the_cap():
+    """The best of K normal draws is about as far as a cap of log K - (K - 1) / K nats."""
+    reward = torch.tensor([[0.0, 0.1, 0.2], [0.0, 10.0, 20.0]])
+    found, share = capped(reward, beta=0.5, kl_cap=2.0)
+    assert torch.equal(found[0], reward[0]) and share == 0.5
+    assert float(found[1].std()) == pytest.approx(0.5 * 2.0)  # (std / beta)^2 / 2 = 2 nats
+    assert torch.equal(capped(reward, 0.5, 1e6)[0], reward)
+    assert torch.equal(capped(torch.ones(2, 3), 0.5, 1.0)[0], torch.ones(2, 3))
 
 
 def test_a_reward_of_another_shape_is_refused():
