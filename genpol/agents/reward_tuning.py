@@ -388,15 +388,13 @@ def finetune_settings(config: TrainConfig, dimensions: int) -> FinetuneConfig:
     dimensions, of which a clip in nats of the whole chunk is 1 - exp(-clip / D).
     """
     ratio = config.agent in ("ddpo", "grpo", "awm")
-    kl_weight = config.kl_weight
-    if kl_weight is None:
-        kl_weight = 1.0 if config.agent == "awm" else 0.0
+    held = 1.0 if config.kl_weight is None else config.kl_weight
     return FinetuneConfig(
         algorithm=config.agent,
         beta=config.beta,
         clip=-math.expm1(-config.clip / dimensions) if ratio else config.clip,
         unit="nats",
-        kl_weight=kl_weight,
+        kl_weight=held,
         draws=config.draws,
         loss_weight=config.loss_weight,
         mix=config.mix,

@@ -48,8 +48,8 @@ class TuningConfig:
     the step (balanced)."""
     kl_weight: NotNegative | None = None
     """Weight of the KL from the policy as it was in grpo, of the squared distance to its output in
-    nft, and of that to the average of the weights in awm, at least 0. Default: 1 for awm, else
-    0."""
+    nft, and of that to the average of the weights in awm, at least 0. At 0 the critic is followed
+    without end. Default: 1."""
     draws: Size = 4
     """Times and noises for each chunk in prdp-forward, nft and awm, at least 1."""
     loss_weight: Literal["simple", "elbo"] = "elbo"
