@@ -29,6 +29,8 @@ from offline.data.batch import Batch
 from offline.errors import InputError, SpecError
 
 BETA = 0.5
+SLOW = [pytest.mark.slow]
+RARE = ("ddpo", "rtb", "awm")
 
 
 def generator(seed=0):
@@ -155,7 +157,8 @@ def test_a_learnt_policy_comes_to_the_value_of_steering(kind):
     base, critic, random, beta = make(kind), Towards(), generator(), 0.2
     train(base, 800)
     base.eval()
-    tuning = RewardTuning(base, config(beta=beta, base_lr=3e-4, group_size=16))
+    settings = {"beta": beta, "kl_cap": 1e3, "base_lr": 3e-4, "group_size": 16}
+    tuning = RewardTuning(base, config(**settings))
     for step in range(300):
         obs = states(16, seed=10_000 + step)
         tuning.learn(obs, lambda s, act: critic.score(critic.encode(s), act)[0], random)
@@ -192,7 +195,11 @@ def batch(seed=0, count=4):
 
 @pytest.mark.parametrize(
     ("objective", "kind"),
-    [*((name, "flow") for name in TUNERS), ("prdp", "diffusion"), ("prdp-forward", "diffusion")],
+    [
+        *(pytest.param(name, "flow", marks=SLOW * (name in RARE)) for name in TUNERS),
+        ("prdp", "diffusion"),
+        pytest.param("prdp-forward", "diffusion", marks=SLOW),
+    ],
 )
 def test_every_objective_trains_every_policy(objective, kind):
     """The weights move, the average follows, and the reference and the critic stay."""
@@ -270,7 +277,9 @@ def test_a_critic_of_other_chunks_is_refused():
         FromValue(make("flow"), value, config())
 
 
-@pytest.mark.parametrize("objective", ["prdp", "ddpo", "nft"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param(name, marks=SLOW * (name != "nft")) for name in TUNERS]
+)
 def test_it_goes_on_from_its_state_bit_for_bit(objective):
     agent, random = agent_of(objective), generator()
     agent.update_policy(batch(), random)

@@ -117,7 +117,9 @@ def test_killed_and_resumed_it_is_the_same_run(made, agent, tmp_path, monkeypatc
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-@pytest.mark.parametrize("env", ["module_that_is_not_here:Arm", None])
+@pytest.mark.parametrize(
+    "env", ["module_that_is_not_here:Arm", pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_without_a_simulator_it_trains_and_is_not_evaluated(made, env, tmp_path, capsys):
     """The dataset names an environment that this machine does not have, or none."""
     data = write_demonstrations(tmp_path / "demos.hdf5", env=env)
@@ -168,6 +170,7 @@ def test_what_cannot_be_is_one_line(made, options, said, tmp_path, capsys):
     assert said in refused(capsys, made, output=tmp_path / "run", **options)
 
 
+@pytest.mark.slow
 def test_forward_objectives_need_no_densities(made, tmp_path, no_page):
     options = {"agent": "prdp-forward", "eval_episodes": 1, "offline_updates": 1}
     assert by_value(made, "ddim", output=tmp_path / "ddim", **options) == 0
