@@ -28,6 +28,11 @@ class Rollouts:
     drawn (two draws of one string are two groups). step_weight: (T,) non-negative, sums to 1.
     dimensions: D, to convert per-dimension units to nats. advantage: (M,) where the objective's
     `prepare` makes one of the rewards.
+
+    A row may be several samples in a sequence, as an episode is of decisions. Then step_weight is
+    (M, T): of each sample they sum to 1, and past the end of a row they are 0. So what objectives
+    aggregate over a row is a sum over samples of the mean over a sample's steps. `scored_steps`
+    says how many steps of one sample count, by which such means become nats.
     """
 
     log_prob_old: Tensor
@@ -37,6 +42,12 @@ class Rollouts:
     step_weight: Tensor
     dimensions: int
     advantage: Tensor | None = None
+    scored_steps: int | None = None
+
+    @property
+    def scored(self) -> int:
+        """Steps of one sample that count."""
+        return self.scored_steps or int((self.step_weight > 0).sum())
 
 
 class Objective(Protocol):
@@ -113,6 +124,17 @@ def filled(parts: Sequence[ScoredPart], rows: int, like: Tensor) -> Tensor:
         at, columns, values = (torch.cat([part[k] for part in real]) for k in range(3))
         out[at, columns] = values.to(like)
     return out
+
+
+def aggregated(table: Tensor, weight: Tensor) -> Tensor:
+    """(M,) sums over the steps of a table (M, T), weighed by (T,), or by (M, T)."""
+    return table @ weight if weight.ndim == 1 else (table * weight).sum(1)
+
+
+def averaged(table: Tensor, weight: Tensor) -> Tensor:
+    """Scalar: the mean of a table (M, S) whose columns count alike. With weights (M, S) it is the
+    mean over rows of the weighed sums, in which nothing past the end of a row counts."""
+    return table.mean() if weight.ndim == 1 else aggregated(table, weight).mean()
 
 
 def group_members(group: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ Units. Published: step log-probs are means over the D dimensions and r is the *m
 is that of the KL-regularised optimum. Since r_nats = T D r_per_dim,
 
     beta_per_dim = T D beta_nats          eps_per_dim = eps_nats / D
+
+A row that is an episode of several chains has the sum of their r; T is then that of one chain, and
+the formulas stay.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import InputError
-from diffusion.objective import Rollouts, group_members, tie_fraction
+from diffusion.objective import Rollouts, aggregated, group_members, tie_fraction
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class PRDP:
         When every group is tied there is no pair: the loss is then 0 with zero gradient.
         """
         weight = rollouts.step_weight.to(log_prob.device).double()
-        scored = int((weight > 0).sum())
+        scored = rollouts.scored
         beta, eps = self.per_dim(scored, rollouts.dimensions)
         reward = rollouts.reward.double()
         reference = rollouts.log_prob_ref.double()
@@ -76,14 +79,13 @@ class PRDP:
         better = group_members(rollouts.group) & (reward[:, None] > reward[None, :])
         a, b = better.nonzero(as_tuple=True)
         target = (reward[a] - reward[b]) / beta
-        r, r_clip = ratio @ weight, clipped @ weight
+        r, r_clip = aggregated(ratio, weight), aggregated(clipped, weight)
         plain = (r[a] - r[b] - target).square()
         clip = (r_clip[a] - r_clip[b] - target).square()
         scale = (scored * rollouts.dimensions) ** 2 if self.aggregate == "sum" else 1.0
         pairs = max(len(a), 1)
         loss = scale * torch.maximum(plain, clip).sum() / pairs
-        used = weight > 0
-        moved = (ratio - old).abs()[:, used]
+        moved = (ratio - old).abs()[(weight > 0).expand_as(ratio)]
         return loss, {
             "prdp/loss": float(loss.detach()),
             "prdp/pairs": float(len(a)),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffusion.errors import InputError
 from diffusion.forward import Denoised
-from diffusion.objective import Rollouts, tie_fraction
+from diffusion.objective import Rollouts, averaged, tie_fraction
 from diffusion.objectives.ppo import clipped_loss, group_advantage
 
 
@@ -67,7 +67,7 @@ class AWM:
         log_ratio = table[..., 0].double() - rollouts.log_prob_old.double()
         weight = rollouts.step_weight.to(table.device).double()
         loss, metrics = clipped_loss(log_ratio, rollouts.advantage, self.clip, weight)
-        apart = table[..., 1].double().mean()
+        apart = averaged(table[..., 1].double(), weight)
         loss = loss + self.kl * apart
         return loss, {
             "awm/loss": float(loss.detach()),

@@ -75,12 +75,19 @@ class GRPO:
 def normalised(log_ratio: Tensor, weight: Tensor) -> Tensor:
     """Log-ratios (M, T) without their mean over images, and with one spread for all steps.
 
-    Right after a rollout all are 0 and stay so, and their gradients are left as they are.
+    Right after a rollout all are 0 and stay so, and their gradients are left as they are. With a
+    weight (M, T) the rows that have ended before a step have no part in its mean and spread.
     """
     with torch.no_grad():
-        centre = log_ratio.mean(0)
-        spread = (log_ratio - centre).square().mean(0).sqrt()
-        used = weight > 0
+        if weight.ndim == 1:
+            centre = log_ratio.mean(0)
+            spread = (log_ratio - centre).square().mean(0).sqrt()
+        else:
+            going = (weight > 0).to(log_ratio)
+            share = going / going.sum(0).clamp_min(1)
+            centre = (log_ratio * share).sum(0)
+            spread = ((log_ratio - centre).square() * share).sum(0).sqrt()
+        used = (weight > 0).reshape(-1, weight.shape[-1]).any(0)
         common = spread[used].mean()
         scale = torch.where(spread > TINY, common / spread.clamp_min(TINY), torch.ones_like(spread))
     return (log_ratio - centre) * scale

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffusion.errors import InputError
 from diffusion.forward import Denoised
-from diffusion.objective import Rollouts, tie_fraction
+from diffusion.objective import Rollouts, averaged, tie_fraction
 from diffusion.objectives.ppo import group_advantage
 
 ADVANTAGE_LIMIT = 5.0
@@ -96,16 +96,17 @@ class NFT:
         """Loss (scalar, float64) and metrics for a table (M, S, C) of `terms`."""
         assert rollouts.advantage is not None, "prepare() comes first"
         r = rollouts.advantage.to(table.device).double()[:, None]
+        weight = rollouts.step_weight.to(table.device).double()
         plus, minus = table[..., :2].double().unbind(-1)
-        loss = (r * plus + (1 - r) * minus).mean()
+        loss = averaged(r * plus + (1 - r) * minus, weight)
         more = {}
         if self.kl:
-            apart = table[..., 2].double().mean()
+            apart = averaged(table[..., 2].double(), weight)
             loss = loss + self.kl * apart
             more["nft/distance"] = float(apart.detach())
         return loss, more | {
             "nft/loss": float(loss.detach()),
-            "nft/positive_loss": float((r * plus).mean().detach()),
-            "nft/negative_loss": float(((1 - r) * minus).mean().detach()),
+            "nft/positive_loss": float(averaged(r * plus, weight).detach()),
+            "nft/negative_loss": float(averaged((1 - r) * minus, weight).detach()),
             "nft/tie_fraction": tie_fraction(rollouts.reward, rollouts.group),
         }

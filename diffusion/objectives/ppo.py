@@ -34,7 +34,7 @@ def clipped_loss(
         log_ratio: (M, T) log p - log p_old of each step; rho is its exponential.
         advantage: (M,).
         clip: rho is held to [1 - clip, 1 + clip]; None for no clip.
-        weight: (T,) or (M, T), non-negative, sums to 1 over steps.
+        weight: (T,), or (M, T) for rows of different lengths, non-negative; see `Rollouts`.
 
     Returns:
         The scalar loss, and the share of steps whose ratio lies outside the clip.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import InputError
-from diffusion.objective import Rollouts, tie_fraction
+from diffusion.objective import Rollouts, aggregated, tie_fraction
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class RTB:
     def __call__(self, log_prob: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """Loss (scalar, float64) and metrics for `log_prob` (M, T)."""
         weight = rollouts.step_weight.to(log_prob.device).double()
-        scored = int((weight > 0).sum())
-        beta = self.beta * (scored * rollouts.dimensions if self.unit == "nats" else 1)
-        ratio = (log_prob.double() - rollouts.log_prob_ref.double()) @ weight
+        beta = self.beta * (rollouts.scored * rollouts.dimensions if self.unit == "nats" else 1)
+        ratio = aggregated(log_prob.double() - rollouts.log_prob_ref.double(), weight)
         gap = ratio - rollouts.reward.double() / beta  # u: minus log Z where the optimum is reached
         ids, at = rollouts.group.unique(return_inverse=True)
         at = at.to(gap.device)
