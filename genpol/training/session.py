@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -27,11 +27,13 @@ from genpol.runs.segments import Segments
 from genpol.runs.state_tree import fitting, flatten, unflatten
 from genpol.training.evaluation import Evaluator, Stopped, write_films
 from genpol.training.outcomes import write_outcomes
+from offline.data.tables import Table
 from offline.errors import Diverged, InputError
 from offline.files import disk_errors
 from offline.finite import LOWER, not_finite
-from offline.learning.loop import Loop
-from offline.learning.snapshot import LoopSnapshot
+from offline.learning.agent import Agent
+from offline.learning.loop import Imagines, Log, Loop
+from offline.learning.running_episodes import VectorEnv
 
 Stop = Callable[[], bool]
 Pretrain = Callable[[Callable[[int, dict[str, float]], None], Stop], None]
@@ -65,6 +67,41 @@ class Clock:
         }
 
 
+class Trains(Protocol):
+    """What a session runs, evaluates and saves: `offline.learning.loop.Loop`, or what has its
+    interface, such as `genpol.rounds.loop.Rounds`."""
+
+    agent: Any  # an Agent; what a loop asks of it beside that is the loop's business
+    envs: VectorEnv
+    imagination: Imagines | None
+    step: int
+    """Environment steps so far."""
+    learnt: int
+    """Updates so far without an environment step."""
+    updates: int
+    episodes: int
+    successes: int
+
+    @property
+    def progress(self) -> int:
+        """What evaluations, rows and checkpoints are due by."""
+
+    def run(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
+        """Go on until `until` environment steps are done, or `stop` says so."""
+
+    def learn(self, until: int, *, log: Log | None = None, stop: Stop | None = None) -> None:
+        """Go on until `until` updates are made without an environment step, or `stop` says so."""
+
+    def tables(self) -> Mapping[str, Table]:
+        """Rows that are saved apart."""
+
+    def tree(self) -> dict[str, Any]:
+        """All else that it goes on from."""
+
+    def take_on(self, tree: Mapping[str, Any]) -> list[int]:
+        """Go on from what `tree` returned; the environments whose episodes were given up."""
+
+
 class Session:
     """One sitting of a training run.
 
@@ -82,7 +119,7 @@ class Session:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Trains,
         run: Run,
         config: TrainConfig,
         evaluator: Evaluator | None,
@@ -96,7 +133,7 @@ class Session:
         self.loop, self.run, self.config, self.evaluator = loop, run, config, evaluator
         self.clock, self.pretrain, self.videos, self.bar = clock, pretrain, videos, bar
         self.sources = dict(sources or {})
-        self.segments = Segments(loop.replay.tables)
+        self.segments = Segments(loop.tables)
         self.evaluated = self.saved = -1
         """Step of the latest evaluation, and of the latest checkpoint."""
         self.result: dict[str, float] = {}
@@ -126,7 +163,7 @@ class Session:
         keep_rates(state["loop"]["agent"], self.loop.agent.state_dict())  # --lr may be another
         if self.loop.imagination is not None:
             keep_rates(state["loop"]["imagination"], self.loop.imagination.state_dict())
-        differing = self.loop.restore(LoopSnapshot.of(state["loop"]))
+        differing = self.loop.take_on(state["loop"])
         if self.loop.progress != step:
             raise ValueError(f"it holds the state of step {self.loop.progress}")
         if differing:
@@ -221,7 +258,8 @@ class Session:
         """Evaluate and diagnose at the present step; False if stopped, to be done again. Without an
         environment there is nothing to do."""
         self.check()
-        step, agent = self.loop.progress, self.loop.agent
+        step = self.loop.progress
+        agent: Agent = self.loop.agent
         if self.evaluator is None:
             self.evaluated, self.unsaved = step, True
             return True
@@ -260,7 +298,7 @@ class Session:
     def diagnosed(self) -> dict[str, float]:
         """How far the critic is to be trusted at the present step; see `diagnose`."""
         loop = self.loop
-        if loop.updates == 0:
+        if loop.updates == 0 or not isinstance(loop, Loop):
             return {}
         with undisturbed(loop.agent.networks(), loop.agent.generators()):
             return diagnose(loop.agent, loop.replay, loop.mixture, loop.progress)
@@ -301,7 +339,7 @@ class Session:
         self.check()
         step = self.loop.progress
         state = {
-            "loop": self.loop.snapshot(replay_rows=False).tree(),
+            "loop": self.loop.tree(),
             "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "random": global_random_state(),
             "evaluated": self.evaluated,

@@ -23,6 +23,7 @@ from offline.data.dataset_training import set_stream
 from offline.data.mixture import Mixture
 from offline.data.replay import Replay, ReplaySnapshot
 from offline.data.returns import online_reward
+from offline.data.tables import Table
 from offline.errors import Diverged
 from offline.finite import LOWER, total
 from offline.learning.agent import Agent
@@ -299,6 +300,18 @@ class Loop:
         return metrics
 
     # -- resuming
+
+    def tables(self) -> Mapping[str, Table]:
+        """Rows that grow, which are saved apart."""
+        return self.replay.tables()
+
+    def tree(self) -> dict[str, Any]:
+        """`snapshot` without the rows of `tables`, as it is saved."""
+        return self.snapshot(replay_rows=False).tree()
+
+    def take_on(self, tree: Mapping[str, Any]) -> list[int]:
+        """`restore` of what `tree` returned, once the rows of `tables` are back."""
+        return self.restore(LoopSnapshot.of(tree))
 
     def snapshot(self, replay_rows: bool = True) -> LoopSnapshot:
         """Everything that `run` and `learn` go on from.

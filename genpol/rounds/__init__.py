@@ -1,0 +1,1 @@
+"""Learning from rounds of episodes: play a round, reward its episodes, take K steps, forget it."""
