@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 
 from diffusion.chain import Condition, DenoisingChain, sample_chain
 from diffusion.config import FinetuneConfig
-from diffusion.forward import draw_times
+from diffusion.forward import Draws, draw_times
 from diffusion.guards.forward_kl import forward_kl
 from diffusion.objective import Rollouts, step_weights
 from diffusion.objectives.make import make_objective
@@ -154,8 +154,6 @@ class RewardTuning:
     def draw(self, cond: Condition, group: Tensor, generator: Generator) -> DenoisingChain:
         """N chains for the rows `group` (N,) of a condition, by the newest weights or, where the
         objective asks for it, by its average of them."""
-        if self.trained.updates == 0:
-            self._begin()
         chains, count = self.chains, len(group)
         room = DenoisingChain.empty(
             count,
@@ -165,8 +163,7 @@ class RewardTuning:
             path=not self.forward,
             reference=not self.forward,
         )
-        by_anchor = getattr(self.objective, "drawn_by_anchor", False)
-        with self.trained.anchored() if by_anchor else nullcontext():
+        with self.drawing():
             return sample_chain(
                 chains.predict,
                 chains.process,
@@ -178,13 +175,20 @@ class RewardTuning:
                 into=room,
             )
 
+    def drawing(self) -> AbstractContextManager[Any]:
+        """Within this context the weights are in place that draw."""
+        if self.trained.updates == 0:
+            self._begin()
+        by_anchor = getattr(self.objective, "drawn_by_anchor", False)
+        return self.trained.anchored() if by_anchor else nullcontext()
+
     def scored(
         self,
         chain: DenoisingChain,
         cond: Condition,
         group: Tensor,
         reward: Tensor,
-        generator: Generator,
+        draws: Generator | Draws,
     ) -> tuple[ChainScores | ForwardScores, Rollouts]:
         """How chains are scored again, and what the objective sees of them.
 
@@ -193,7 +197,8 @@ class RewardTuning:
             cond: of G observations.
             group: (N,) each chain's observation.
             reward: (N,).
-            generator: draws times and noises, which the chunks of an observation share.
+            draws: times and noises of each observation, which its chunks share, or what draws
+                them.
         """
         reward, group = reward.cpu(), group.cpu()
         dimensions = chain.dimensions
@@ -217,13 +222,15 @@ class RewardTuning:
                 dimensions,
             )
         objective, process = self.objective, self.chains.forward
-        noise = [streams(objective.draws, generator) for _ in range(len(cond["row"]))]
+        if isinstance(draws, Generator):
+            noise = [streams(objective.draws, draws) for _ in range(len(cond["row"]))]
+            draws = draw_times(process, self.chains.shape, noise, self.chains.device)
         scores = ForwardScores(
             objective,
             process,
             self.chains.predict,
             chain.sample,
-            draw_times(process, self.chains.shape, noise, self.chains.device),
+            draws,
             cond,
             group,
             self.chains.predict if objective.anchor else None,

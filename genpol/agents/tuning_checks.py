@@ -68,5 +68,6 @@ def require_value(agent: str, given: bool) -> None:
     """
     if agent in TUNERS and not given:
         raise InputError(
-            f"--agent {agent} learns from a value: pass --value, a folder of `genpol value`"
+            f"--agent {agent} learns from a value: pass --value, a folder of `genpol value`, or "
+            "--steps above 0 to learn from episodes in --env"
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from offline.ranges import NotNegative, Positive, Size
+from offline.ranges import Count, NotNegative, Positive, Size
 
 # The objectives of `diffusion/objectives` that do not learn from files of pairs.
 TRAJECTORY = ("prdp", "ddpo", "grpo", "rtb")  # they score denoising steps
@@ -35,6 +35,12 @@ class TuningConfig:
     group_size: Annotated[int, Ge(2), Le(65_536)] = 8
     """Chunks that are drawn for each observation, or episodes for each layout, and compared, at
     least 2."""
+    groups: Size = 8
+    """Layouts of each round of episodes, where the reward comes from episodes (G), at least 1. A
+    round is --groups times --group-size episodes."""
+    layouts: Count | None = None
+    """Initial states that episodes begin from, round after round in turn, at least --groups.
+    Default: new ones in every round."""
     inner_steps: Size = 1
     """Optimiser steps on what is drawn at a time, at least 1."""
     sampler: Literal["flow-sde", "dance-sde", "cps", "ode"] = "cps"
@@ -59,8 +65,14 @@ class TuningConfig:
     """Share of the new weights' output in the two outputs that nft compares, above 0, at most 1."""
 
 
-# What these agents take that differs from the general defaults. A batch is of observations.
-COMMON: dict[str, Any] = {"batch_size": 32, "base_lr": 1e-4, "base_ema": 0.99}
+# What these agents take that differs from the general defaults.
+# A batch is of observations; episodes are rewarded by success.
+COMMON: dict[str, Any] = {
+    "batch_size": 32,
+    "base_lr": 1e-4,
+    "base_ema": 0.99,
+    "reward": "zero-one",
+}
 
 
 def usual_tuning(agent: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ DIAGNOSTICS = {
     "reward/mean": "reward of what is drawn",
     "reward/spread": "spread of the reward within a group",
     "kl/forward": "KL from the policy as it was (nats)",
+    "round/tied": "share of layouts with equal rewards",
+    "policy/gradient_norm": "gradient norm",
 }
 PICTURES = 6  # small ones, training success among them
 

@@ -85,3 +85,30 @@ def played(kind: str = "flow", groups: int = 2, size: int = 3, lanes: int = 3, *
     made.close()
     assert found is not None
     return found
+
+
+RUN: dict[str, Any] = {
+    "env": NAME,
+    "action_chunk": 1,
+    "steps": 40,
+    "groups": 2,
+    "group_size": 4,
+    "num_envs": 3,
+    "inner_steps": 2,
+    "base_lr": 1e-3,
+    "reward": "dataset",
+    "eval_every": 30,
+    "eval_episodes": 2,
+    "checkpoint_every": 20,
+    "device": "cpu",
+    "wandb": "disabled",
+}
+
+
+def train(**options: Any) -> int:
+    """`genpol train` with RUN's options where not given; the exit code."""
+    from training_runs import words
+
+    from genpol.cli import main
+
+    return main(["train", *words(**(RUN | options))])

@@ -104,9 +104,10 @@ def state(folder: Path) -> dict:
     assert found is not None
     step, tensors, document = found
     tree = unflatten(tensors, document)
-    if tree["loop"]["replay"]["arrays"] is None:
-        tree["loop"]["replay"]["rows"] = replay_rows(folder / "checkpoints", step)
-    assert tree["loop"]["counts"][0] + tree["loop"]["learnt"] == step
+    loop = tree["loop"]
+    if "replay" in loop and loop["replay"]["arrays"] is None:
+        loop["replay"]["rows"] = replay_rows(folder / "checkpoints", step)
+    assert loop["counts"][0] + loop.get("learnt", 0) == step
     return tree
 
 

@@ -52,7 +52,7 @@ def train(
     from tqdm import tqdm
 
     from genpol.commands.train.inputs import load_inputs
-    from genpol.commands.train.wiring import make_loop, make_session
+    from genpol.commands.train.wiring import make_loop, make_rounds, make_session
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.rng import seed_everything
     from genpol.runs.run import Run
@@ -67,7 +67,7 @@ def train(
             "it, or start a new run"
         )
     envs = inputs.make_envs()
-    loop = make_loop(config, inputs, envs)
+    loop = make_rounds(config, inputs, envs) or make_loop(config, inputs, envs)
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     document |= {"env": inputs.env, "data_fingerprint": inputs.fingerprint}
     with (

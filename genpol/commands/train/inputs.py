@@ -106,15 +106,16 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     Raises:
         InputError: one of them is missing, faulty, or does not fit the others.
     """
-    from genpol.agents.tuning_checks import require_value
     from genpol.agents.tuning_config import TUNERS
     from genpol.commands.train.recorded import NoEnvs, RecordedEnv
+    from genpol.commands.train.rounds import by_episodes, check_rounds
     from offline.errors import InputError
     from offline.models.world_model import StateLayout
     from robots.envs.make import check_env_name, make_env
 
     given = given or Given()
-    require_value(config.agent, config.value is not None or given.value is not None)
+    if by_episodes(config, given.value):
+        check_rounds(config, data=given.data is not None, base=given.base is not None)
     stored = config.data is not None or given.data is not None
     alone = config.steps == 0 and stored  # it learns from stored data
     if config.env is not None and given.env is None and not alone:

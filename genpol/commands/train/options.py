@@ -35,8 +35,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "noise_bound",
     ),
     "fine-tuning by reward (prdp, grpo, ddpo, rtb, prdp-forward, nft, awm)": (
-        "beta", "kl_cap", "clip", "group_size", "inner_steps", "sampler", "noise_level",
-        "step_weights", "kl_weight", "draws", "loss_weight", "mix",
+        "beta", "kl_cap", "clip", "group_size", "groups", "layouts", "inner_steps", "sampler",
+        "noise_level", "step_weights", "kl_weight", "draws", "loss_weight", "mix",
     ),
     "critic": (
         "value_ensemble", "subset", "hidden", "lr", "layer_norm", "critic_dtype", "target_rate",

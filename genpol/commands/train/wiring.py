@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genpol.commands.train.inputs import Inputs
     from genpol.commands.train.options import Train
-    from genpol.training.session import Clock, Session
+    from genpol.rounds.loop import Rounds
+    from genpol.training.session import Clock, Session, Trains
     from offline.learning.loop import Loop
     from offline.models.world_model import WorldModel
 
@@ -78,8 +79,39 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     )
 
 
+def make_rounds(config: Train, inputs: Inputs, envs: Any) -> Rounds | None:
+    """The loop of an agent that learns from episodes; None for any other.
+
+    Raises:
+        InputError: a policy that cannot be fine-tuned so, or fewer steps than a round may take.
+    """
+    from genpol.commands.train.rounds import by_episodes
+
+    if not by_episodes(config, inputs.value) or inputs.make_agent is not None:
+        return None
+    from tqdm import tqdm
+
+    from genpol.policies.chains import require_chain
+    from genpol.policies.policy import ChunkPolicy
+    from genpol.rounds.from_episodes import FromEpisodes
+    from genpol.rounds.loop import Rounds
+    from genpol.runs.device import pick_device
+    from robots.envs.make import layout_seed
+
+    require_chain(inputs.base)
+    assert isinstance(inputs.base, ChunkPolicy)
+    return Rounds(
+        FromEpisodes(inputs.base.to(pick_device(config.device)), config),
+        envs,
+        config,
+        layouts=lambda number: layout_seed("train", config.seed, number),
+        limit=int(envs.get_attr("max_steps")[0]),
+        say=tqdm.write,  # above the progress bar
+    )
+
+
 def make_session(
-    config: Train, inputs: Inputs, loop: Loop, folder: Any, clock: Clock, bar: Any
+    config: Train, inputs: Inputs, loop: Trains, folder: Any, clock: Clock, bar: Any
 ) -> Session:
     """The run's session, with its evaluation layouts."""
     from genpol.agents.make import pretrain
