@@ -32,7 +32,7 @@ def rounds(agent: str, kind: str = "flow", **options) -> Rounds:
 TAUGHT = {  # (objective, kind of policy): rounds, settings
     ("grpo", "flow"): (25, {"base_lr": 5e-3}),
     ("ddpo", "diffusion"): (120, {"base_lr": 1.5e-3}),
-    ("prdp", "diffusion"): (120, {"base_lr": 1.5e-3, "beta": 0.05}),
+    ("prdp", "diffusion"): (120, {"base_lr": 1.5e-3, "beta": 0.02}),
 }
 
 
