@@ -35,7 +35,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diffusion.chain import Condition
+from diffusion.chain import Condition, Predictor
 from diffusion.flow import flow_table
 from diffusion.forward import ForwardProcess
 from diffusion.process import ReverseProcess
@@ -143,6 +143,22 @@ class PolicyChains:
         modulation = head.conditioner(features[pairs // len(times)], embedding[pairs % len(times)])
         output = head.trunk(x_t, modulation[back])
         return -output if self.flow else output
+
+    @torch.no_grad()
+    def drawer(self, cond: Condition) -> Predictor:
+        """`predict` for drawing whole chains of N different observations: what does not depend on
+        x_t is computed here, for all steps together. Its numbers differ in their last bits."""
+        head, features = self.policy.head, self.policy.body(cond["encoding"])
+        times = self.process.timesteps.to(features)
+        embedding = head.conditioner.embed(times)
+        modulations = head.conditioner(features, embedding[:, None])  # (T, N, M)
+
+        def predict(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+            step = (times == t[0]).int().argmax()  # which no GPU is waited for
+            output = head.trunk(x_t, modulations.index_select(0, step[None])[0])
+            return -output if self.flow else output
+
+        return predict
 
     # -- the forward process
 

@@ -147,7 +147,7 @@ def _draw(
         len(noise), chains.shape, process.num_steps, dtype=dtype, device=device, path=path
     )
     return sample_chain(
-        chains.predict, process, cond, chains.shape, noise, device=device, into=room
+        chains.drawer(cond), process, cond, chains.shape, noise, device=device, into=room
     )
 
 

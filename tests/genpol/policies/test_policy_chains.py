@@ -180,3 +180,16 @@ def test_where_there_are_no_densities_it_is_said():
         chains_of("flow", noise_level=0.0).require_densities("--agent prdp")
     with pytest.raises(InputError, match="samples by ddim"):
         chains_of("diffusion", sampler="ddim").require_densities("--agent ddpo")
+
+
+@pytest.mark.parametrize("network", ["factored", "residual"])
+@pytest.mark.parametrize("kind", ["flow", "diffusion"])
+def test_what_is_computed_ahead_of_a_chain_changes_no_number(kind, network):
+    chains, obs = chains_of(kind, network=network), states(3, seed=0)
+    cond = chains.condition(obs)
+    drawn = [
+        sample_chain(predict, chains.process, cond, (D,), seeds(3))
+        for predict in (chains.predict, chains.drawer(cond))
+    ]
+    torch.testing.assert_close(drawn[0].x, drawn[1].x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn[0].log_prob, drawn[1].log_prob, atol=1e-4, rtol=1e-5)
