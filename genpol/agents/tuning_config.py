@@ -27,8 +27,9 @@ class TuningConfig:
     one follows the value harder."""
     kl_cap: Positive = 2.5
     """Largest KL from the policy as it was that the rewards of one observation may ask for (prdp,
-    rtb, prdp-forward), in nats, above 0. Rewards that differ by more are scaled down there. The
-    best of 32 candidates is 2.5 nats away; a large cap such as 1000 leaves --beta alone."""
+    rtb, prdp-forward, with --value), in nats, above 0. Rewards that differ by more are scaled down
+    there. The best of 32 candidates is 2.5 nats away; a large cap such as 1000 leaves --beta
+    alone."""
     clip: Positive = 0.5
     """How far a log-ratio may move from where it was when chunks were drawn, in nats of a whole
     chunk, above 0 (all but rtb and nft). It acts from the second of --inner-steps on."""

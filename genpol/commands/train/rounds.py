@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from genpol.agents.tuning_checks import require_value
-from genpol.agents.tuning_config import TUNERS
+from genpol.agents.tuning_config import TUNERS, TuningConfig
 from offline.errors import InputError
 
 if TYPE_CHECKING:
     from genpol.commands.train.options import Train
 
 # What has no part in it, and what it is when it is not given.
-IDLE: dict[str, Any] = {"offline_updates": 0, "start_steps": 0}
+IDLE: dict[str, Any] = {"offline_updates": 0, "start_steps": 0, "kl_cap": TuningConfig.kl_cap}
 
 
 def by_episodes(config: Train, value: object = None) -> bool:

@@ -205,6 +205,7 @@ def test_what_is_refused(bases, capsys, tmp_path):
     assert "in which --data has no part" in said(data="demos.hdf5")
     assert "--offline-updates 5 has no part" in said(offline_updates=5)
     assert "--start-steps 5 has no part" in said(start_steps=5)
+    assert "--kl-cap 9.0 has no part" in said(kl_cap=9)
     assert "learn from episodes in --env" in said(steps=0, offline_updates=5)
     assert "--world-model is of other agents" in said(world_model="mle", imagined_fraction=0.5)
     assert "of agents that fine-tune the base policy by reward" in said(agent="bc")
