@@ -43,6 +43,23 @@ class Reference(Protocol):
     def as_reference(self) -> AbstractContextManager[Any]: ...
 
 
+class Scored(Protocol):
+    """How the numbers that an objective sees are made again; see the module."""
+
+    @property
+    def share(self) -> Share | None:
+        """Who holds which rows; None where this process holds all."""
+
+    def score(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(m,) or (m, C) numbers of held rows (m,), where networks compute; differentiable."""
+
+    def at_rollout(self, rollouts: Rollouts) -> Tensor | None:
+        """The table before the first update, where it is known."""
+
+    def ahead(self, rows: Tensor, columns: Tensor, batch: Fitting) -> AbstractContextManager[None]:
+        """Within this context these pairs will be scored in their order."""
+
+
 def take(cond: Condition, rows: Tensor) -> Condition:
     """The conditioning of some rows."""
     return {k: v[sent(rows, v.device)] for k, v in cond.items()}
@@ -211,7 +228,7 @@ def _zeros(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
 
 
 def probe(
-    scores: ChainScores | ForwardScores,
+    scores: Scored,
     rollouts: Rollouts,
     count: int,
     micro_batch: int | Fitting,
@@ -237,9 +254,7 @@ def probe(
     return share.gather(held)[rows, steps], rollouts.log_prob_old[rows, steps]
 
 
-def ratio_error(
-    scores: ChainScores | ForwardScores, rollouts: Rollouts, micro_batch: int | Fitting
-) -> float:
+def ratio_error(scores: Scored, rollouts: Rollouts, micro_batch: int | Fitting) -> float:
     """Largest |log-prob re-scored - log-prob stored| over a few steps, per dimension.
 
     Before any update this is 0 up to arithmetic; anything near --clip means that the clip would act

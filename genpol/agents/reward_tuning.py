@@ -31,7 +31,7 @@ from diffusion.forward import Draws, draw_times
 from diffusion.guards.forward_kl import forward_kl
 from diffusion.objective import Rollouts, step_weights
 from diffusion.objectives.make import make_objective
-from diffusion.scores import ChainScores, ForwardScores, ratio_error, take
+from diffusion.scores import ChainScores, ForwardScores, Scored, ratio_error, take
 from diffusion.trained_weights import TrainedWeights
 from diffusion.two_pass import two_pass_backward
 from genpol.agents.config import TrainConfig
@@ -247,7 +247,7 @@ class RewardTuning:
 
     def improve(
         self,
-        scores: ChainScores | ForwardScores,
+        scores: Scored,
         rollouts: Rollouts,
         names: list[str] | None = None,
     ) -> dict[str, float]:
@@ -309,7 +309,7 @@ class RewardTuning:
             for name, weight in self.chains.trainable().items():
                 self.trained.anchor[name].copy_(weight.detach())
 
-    def _checked(self, scores: ChainScores | ForwardScores, rollouts: Rollouts) -> float:
+    def _checked(self, scores: Scored, rollouts: Rollouts) -> float:
         """The largest error of a ratio, which is 1 before any update.
 
         Raises:

@@ -29,6 +29,7 @@ from genpol.rounds.play import Outcome, Played, Start, play
 from offline.data.tables import Table
 from offline.errors import InputError
 from offline.learning.agent import Agent
+from offline.learning.loop import Imagines
 from offline.learning.running_episodes import VectorEnv
 
 Log = Callable[[int, dict[str, float]], None]
@@ -39,12 +40,16 @@ TIRED = 5  # rounds in a row without a difference to learn from, after which it 
 class RoundAgent(Agent, Protocol):
     """An agent that learns from rounds."""
 
-    chains: PolicyChains
-    """Of the policy that plays."""
-    keeps_paths: bool
-    """Whether it scores denoising steps, and not finished chunks alone."""
     storage_dtype: torch.dtype
     """That chains are stored in."""
+
+    @property
+    def chains(self) -> PolicyChains:
+        """Of the policy that plays."""
+
+    @property
+    def keeps_paths(self) -> bool:
+        """Whether it scores denoising steps, and not finished chunks alone."""
 
     def playing(self) -> AbstractContextManager[Any]:
         """Within this context the weights that play are in place."""
@@ -89,7 +94,7 @@ class Rounds:
         InputError: sizes that do not go together.
     """
 
-    imagination = None
+    imagination: Imagines | None = None
     learnt = 0
     """No update is made without an environment step."""
 
