@@ -79,6 +79,23 @@ def test_a_run_leaves_a_policy_rows_of_rounds_and_a_page(whole, bases):
     assert "Training metrics" in page and "prdp on ToyAim-v0" in page and "--groups 2" in page
 
 
+# Of the first two rounds of `whole`, as they were when this was written.
+GOLDEN = (
+    {"step": 16, "reward/mean": -1.91453, "reward/spread": 0.509316, "prdp/loss": 1.454982,
+     "policy/gradient_norm": 14.16634, "kl/nats": 0.0, "kl/forward": 0.0, "train/success": 0.25},
+    {"step": 30, "reward/mean": -0.898648, "reward/spread": 0.437464, "prdp/loss": 1.398554,
+     "policy/gradient_norm": 15.57652, "kl/nats": 0.01578, "kl/forward": 0.018006,
+     "train/success": 0.5},
+)  # fmt: skip
+
+
+def test_two_rounds_give_the_numbers_that_they_gave(whole):
+    found = [row for row in rows(whole) if row["round/decisions"]]
+    for row, expected in zip(found, GOLDEN, strict=False):
+        said = {name: float(row[name]) for name in expected}
+        assert said == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ARMS)
 @pytest.mark.parametrize("kind", ["flow", "diffusion"])
