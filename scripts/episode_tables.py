@@ -52,7 +52,9 @@ EVALUATION: dict[str, Any] = {
     "checkpoint_every": 5_000,
     "wandb": "disabled",
 }
-# Of all arms that learn by rounds.
+# Of all arms that learn by rounds. The rate is from a pilot on the shipped policy with seed 1000.
+# At 3e-4 a round moved the policy by nearly 200 nats an episode, and it fell. At 3e-5 a round moves
+# it by 2 to 7, and success on training layouts rose from 27 to 50 % in three rounds of 48 episodes.
 ROUNDS: dict[str, Any] = {
     "action_chunk": expo_table.CLONE["action_chunk"],
     "reward": "zero-one",
@@ -64,7 +66,7 @@ ROUNDS: dict[str, Any] = {
 }
 ARMS: dict[str, dict[str, Any]] = {
     "prdp": {"agent": "prdp", "beta": 0.1},
-    "grpo": {"agent": "grpo"},
+    "grpo": {"agent": "grpo", "kl_weight": 0.0},  # as ddpo, but for the advantages
     "ddpo": {"agent": "ddpo"},
     "expo": {},
     "bestofn": {},

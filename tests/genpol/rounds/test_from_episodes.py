@@ -30,7 +30,7 @@ def rounds(agent: str, kind: str = "flow", **options) -> Rounds:
 
 
 TAUGHT = {  # (objective, kind of policy): rounds, settings
-    ("grpo", "flow"): (25, {"base_lr": 5e-3}),
+    ("grpo", "flow"): (25, {"base_lr": 5e-3, "kl_weight": 0.0}),
     ("ddpo", "diffusion"): (120, {"base_lr": 1.5e-3}),
     ("prdp", "diffusion"): (100, {"base_lr": 1.5e-3, "beta": 0.1}),
 }
