@@ -6,9 +6,11 @@ import io
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,45 @@ FSDP2 = {
 }
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def place(index: int, count: int, port: int) -> dict[str, str]:
+    """What a launcher tells one of `count` processes on this machine."""
+    told = {
+        "RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    return {name: str(value) for name, value in told.items()}
+
+
+def forked(
+    work: Callable[[], object], out: Path, err: Path, environment: Mapping[str, str] | None = None
+) -> multiprocessing.Process:
+    """A started process that ends with the exit code that `work` returns; what it prints is in two
+    files, which may be one."""
+
+    def run() -> None:
+        os.setsid()
+        os.environ.update(environment or {})
+        torch.set_num_threads(1)
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        for stream, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, append), stream)
+        sys.stdout, sys.stderr = (
+            open(stream, "w", buffering=1, closefd=False) for stream in (1, 2)
+        )
+        sys.exit(work())
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
 def in_processes(
     count: int,
     work: Callable[..., Any],
@@ -37,18 +78,12 @@ def in_processes(
 
     `work` takes the `Ranks`, or nothing if it is to do the joining itself.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     pairs = [context.Pipe(duplex=False) for _ in range(count)]
     started = []
     for index, (_, end) in enumerate(pairs):
-        here = {
-            "RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
-        whole = {**(environment or {}), **{name: str(value) for name, value in here.items()}}
+        whole = {**(environment or {}), **place(index, count, port)}
         started.append(context.Process(target=_child, args=(work, whole, joining, end)))
         started[-1].start()
         end.close()

@@ -1,27 +1,25 @@
 """Runs of the tiny pipelines in one process or in several, which must agree.
 
-As a script it is one of the processes: `python rank_cases.py FOLDER COMMAND...` with a launcher's
-environment. It leaves the numbers of each of CASES in FOLDER/NAME.INDEX.safetensors, and then runs
-a command of `genpol`; with "long" as the command, those of LONG_CASES alone.
+The processes are forked, so that nothing is imported again. Each leaves the numbers of each of
+CASES in FOLDER/NAME.INDEX.safetensors.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import forked, free_port, place
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-HERE = Path(__file__).parent
 PROMPTS = ["a cat", "two owls", "a big brown dog", "a red fox", "a hen", "a cow"]
 OPTIONS: dict[str, Any] = {
     "reward": "tiny_rewards:brightness",
@@ -142,41 +140,29 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
         assert gap**0.5 <= tolerance * size**0.5, (kind, gap**0.5, size**0.5)
 
 
-def start(
-    words: Sequence[str], count: int, *, environment: dict[str, str] | None = None, **how: Any
-) -> list[subprocess.Popen]:
-    """`count` processes of `python WORDS`, as a launcher starts them."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
-        **(environment or {}),
-    }
+def start(work: Callable[[], object], count: int, folder: Path) -> list[multiprocessing.Process]:
+    """`count` forked processes of a run, each of which prints into `folder`/INDEX.out and .err."""
+    port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, *words],
-            env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **how,
-        )
-        for i in range(count)
+        forked(work, folder / f"{index}.out", folder / f"{index}.err", place(index, count, port))
+        for index in range(count)
     ]
 
 
-def said(started: list[subprocess.Popen], seconds: float) -> list[tuple[str, str]]:
+def said(
+    started: Sequence[multiprocessing.Process], folder: Path, seconds: float
+) -> list[tuple[str, str]]:
     """What processes print until they end, on both streams; all are ended after `seconds`."""
+    deadline = time.monotonic() + seconds
     try:
-        return [process.communicate(timeout=seconds) for process in started]
+        for process in started:
+            process.join(max(0.0, deadline - time.monotonic()))
     finally:
         for process in started:
             process.kill()
+            process.join()
+    names = [(f"{i}.out", f"{i}.err") for i in range(len(started))]
+    return [((folder / out).read_text(), (folder / err).read_text()) for out, err in names]
 
 
 def read(folder: Path, name: str, count: int) -> list[dict[str, Tensor]]:
@@ -207,13 +193,17 @@ def deadly(images: Tensor, prompts: list[str]) -> Tensor:
     return images.mean((1, 2, 3))
 
 
-if __name__ == "__main__":
-    if sys.argv[2] == "long":
-        pairs = Path(sys.argv[1]) / "pairs.jsonl"
-        LONG_CASES["pairs"]["pairs"] = str(pairs)
-        run(Path(sys.argv[1]), LONG_CASES, LONG_CASES)
-    else:
-        run(Path(sys.argv[1]), CASES, CASES)
-        from genpol.cli import main
+def cases_and_command(folder: Path, words: Sequence[str]) -> int:
+    """CASES, then a command of `genpol`: the work of one process of several."""
+    from genpol.cli import main
 
-        sys.exit(main(sys.argv[2:]))
+    global calls
+    calls = 0
+    run(folder, CASES, CASES)
+    return main(list(words))
+
+
+def long_cases(folder: Path) -> None:
+    """LONG_CASES: the work of one process of several."""
+    LONG_CASES["pairs"]["pairs"] = str(folder / "pairs.jsonl")
+    run(folder, LONG_CASES, LONG_CASES)

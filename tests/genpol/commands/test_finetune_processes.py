@@ -6,8 +6,18 @@ import json
 
 import pytest
 from pair_files import pair_file
-from rank_cases import CASES, LONG_CASES, assert_same, numbers, read, said, start, tuner_of
-from rank_cases import __file__ as script
+from rank_cases import (
+    CASES,
+    LONG_CASES,
+    assert_same,
+    cases_and_command,
+    long_cases,
+    numbers,
+    read,
+    said,
+    start,
+    tuner_of,
+)
 from small_runs import SMALL, checkpoint, finetune, lasting, resume, words
 
 RUN = {
@@ -24,9 +34,10 @@ def pair(models, prompts, tmp_path_factory):
     """The folder that two processes have left: the cases, and a run that was cut short."""
     folder = tmp_path_factory.mktemp("pair")
     options = {**SMALL, **RUN, "model": models["sd"], "prompts": prompts, "output": folder / "run"}
-    started = start([script, str(folder), "finetune", *words(**options)], 2)
-    words_of_both = said(started, 300)
-    return folder, [process.returncode for process in started], words_of_both
+    command = ["finetune", *words(**options)]
+    started = start(lambda: cases_and_command(folder, command), 2, folder)
+    words_of_both = said(started, folder, 300)
+    return folder, [process.exitcode for process in started], words_of_both
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -68,9 +79,9 @@ def test_a_killed_process_ends_the_run_which_one_process_goes_on_with(
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     pair_file(folder)
-    started = start([script, str(folder), "long"], 3)
-    printed = said(started, 1200)
-    assert [process.returncode for process in started] == [0, 0, 0], printed
+    started = start(lambda: long_cases(folder), 3, folder)
+    printed = said(started, folder, 1200)
+    assert [process.exitcode for process in started] == [0, 0, 0], printed
     return folder
 
 

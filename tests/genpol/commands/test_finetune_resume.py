@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import small_runs
 import torch
+from forked import forked
 from small_runs import (
     SMALL,
     assert_same_checkpoint,
@@ -34,16 +35,32 @@ def smooth(models, prompts) -> dict:
         "model": models["sd"],
         "prompts": prompts,
         "reward": "tiny_rewards:brightness",
+        "num_inference_steps": 2,
+        "eval_every": 1,
         "ema": 0.9,
     }
 
 
 @pytest.fixture(scope="module")
 def straight(models, prompts, tmp_path_factory) -> Path:
-    """Four epochs without a break."""
+    """Three epochs without a break."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    assert finetune(output=folder, epochs=4, **smooth(models, prompts)) == 0
+    assert finetune(output=folder, epochs=3, **smooth(models, prompts)) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def first_epoch(models, prompts, tmp_path_factory) -> Path:
+    """The run of one epoch that others go on from."""
+    folder = tmp_path_factory.mktemp("first") / "run"
+    assert finetune(output=folder, epochs=1, **smooth(models, prompts)) == 0
+    return folder
+
+
+@pytest.fixture
+def run(first_epoch, tmp_path) -> Path:
+    """A copy of `first_epoch`, to go on with."""
+    return shutil.copytree(first_epoch, tmp_path / "run")
 
 
 def summary(folder: Path) -> dict[str, float]:
@@ -55,15 +72,13 @@ def lora(folder: Path) -> bytes:
     return (folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
 
 
-def test_two_epochs_and_two_more_are_four(straight, models, prompts, tmp_path):
-    run = tmp_path / "run"
-    assert finetune(output=run, epochs=2, **smooth(models, prompts)) == 0
-    halfway = checkpoint(run)[1]
-    assert resume(run, epochs=4) == 0
+def test_one_epoch_and_two_more_are_three(straight, run):
+    early = checkpoint(run)[1]
+    assert resume(run, epochs=3) == 0
     assert_same_checkpoint(run, straight)
     _, tensors, _ = checkpoint(straight)
     assert {name.split(".")[0] for name in tensors} == {"weights", "ema", "optimiser"}
-    assert any(not torch.equal(halfway[name], tensors[name]) for name in halfway)
+    assert any(not torch.equal(early[name], tensors[name]) for name in early)
     assert lasting(run) == lasting(straight)
     assert summary(run) == summary(straight)
     assert lora(run) == lora(straight)
@@ -84,42 +99,34 @@ def test_a_finished_run_resumed_stays_as_it_is(straight, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     assert resume(run) == 0
-    assert "has already run 4 epochs; raise --epochs" in capsys.readouterr().out
+    assert "has already run 3 epochs; raise --epochs" in capsys.readouterr().out
     assert_same_checkpoint(run, straight)
     assert lasting(run) == lasting(straight) and summary(run) == summary(straight)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(
-    straight, models, prompts, tmp_path, capsys
-):
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on(straight, run, capsys):
     """A limit on file size stands in for the full disk: the writes themselves fail."""
-    run = tmp_path / "run"
-    assert finetune(output=run, epochs=2, **smooth(models, prompts)) == 0
-    capsys.readouterr()
     old, limits = checkpoint(run), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
     try:
-        assert resume(run, epochs=4) == 2
+        assert resume(run, epochs=3) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     errors = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
     assert len(errors) == 1 and errors[0].startswith("error: cannot save")
-    assert "step-000002 is intact" in errors[0] and "--resume" in errors[0]
-    assert checkpoint(run)[0] == old[0] == 2
+    assert "step-000001 is intact" in errors[0] and "--resume" in errors[0]
+    assert checkpoint(run)[0] == old[0] == 1
     assert all(torch.equal(checkpoint(run)[1][name], old[1][name]) for name in old[1])
-    assert resume(run, epochs=4) == 0
+    assert resume(run, epochs=3) == 0
     assert_same_checkpoint(run, straight)
     assert lasting(run) == lasting(straight)
 
 
-def test_a_full_disk_leaves_the_old_lora(models, prompts, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_old_lora(run, monkeypatch, capsys):
     from safetensors import SafetensorError
 
     import diffusion.lora.save
 
-    run = tmp_path / "run"
-    assert finetune(output=run, epochs=2, **smooth(models, prompts)) == 0
-    capsys.readouterr()
     before = lora(run)
 
     def refuse(*args, **kwargs):
@@ -127,7 +134,7 @@ def test_a_full_disk_leaves_the_old_lora(models, prompts, tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(diffusion.lora.save, "_write", refuse)
-        assert resume(run, epochs=4) == 2
+        assert resume(run, epochs=2) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
     assert len(errors) == 1 and "No space left on device" in errors[0]
     assert lora(run) == before and list(run.glob(".weights-*")) == []
@@ -150,10 +157,10 @@ def spawn(log: Path, *arguments: str) -> subprocess.Popen:
         )
 
 
-def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+def wait_for(condition, ended, log: Path, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, log.read_text()
+        assert not ended(), log.read_text()
         assert time.monotonic() < deadline, f"nothing in {seconds} s: {log.read_text()}"
         time.sleep(0.02)
 
@@ -164,14 +171,14 @@ def newest(run: Path) -> int:
     return max((int(name.removeprefix("step-")) for name in names), default=-1)
 
 
-def test_sigterm_saves_and_leaves_with_143(straight, models, prompts, tmp_path):
-    run, log = tmp_path / "run", tmp_path / "log"
-    assert finetune(output=run, epochs=1, **smooth(models, prompts)) == 0
-    process = spawn(log, "--resume", str(run), "--epochs", "100000")
+def test_sigterm_saves_and_leaves_with_143(straight, run, tmp_path):
+    log = tmp_path / "log"
+    process = forked(lambda: resume(run, epochs=100_000), log, log)
     try:
-        wait_for(lambda: newest(run) >= 3, process, log)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 143, log.read_text()
+        wait_for(lambda: newest(run) >= 2, lambda: process.exitcode is not None, log)
+        process.terminate()
+        process.join(120)
+        assert process.exitcode == 143, log.read_text()
     finally:
         process.kill()
     said = log.read_text().replace("\r", "\n").splitlines()
@@ -192,7 +199,7 @@ def test_sigterm_saves_and_leaves_with_143(straight, models, prompts, tmp_path):
 def test_twenty_kills_change_nothing(models, prompts, tmp_path):
     """SIGKILL at random moments: most while epochs run, some while the process starts."""
     run, log, moments = tmp_path / "run", tmp_path / "log", random.Random(0)
-    options = smooth(models, prompts) | {"eval_every": 1}
+    options = smooth(models, prompts)
     first = words(**(SMALL | options | {"output": run, "epochs": 1}))
     for number in range(20):
         started = (run / "config.json").exists()
@@ -212,7 +219,7 @@ def test_twenty_kills_change_nothing(models, prompts, tmp_path):
             if number % 5 == 4:  # at start-up, or soon after
                 time.sleep(moments.uniform(0, 8))
             else:
-                wait_for(reached_goal, process, log)
+                wait_for(reached_goal, lambda p=process: p.poll() is not None, log)
                 # The first sitting has one epoch only: strike before it is over.
                 time.sleep(moments.uniform(0, 0.5 if started else 0.1))
         finally:
