@@ -91,8 +91,9 @@ def step_weights(process: ReverseProcess, kind: str) -> Tensor:
     usable = process.stochastic.clone()
     if not usable.any():
         raise InputError(
-            "no denoising step draws noise, so no step has a log-probability; "
-            "use --scheduler ddpm, or DDIM with --eta 1"
+            "no denoising step draws noise, so no step has a log-probability: use --scheduler ddpm "
+            "or DDIM with --eta 1, and for a flow model --sampler cps with a --noise-level above "
+            "0; prdp-forward, nft and awm need no noise"
         )
     weight = usable.double()
     if kind == "skip_last":

@@ -27,6 +27,7 @@ from offline.spec import ActionSpec
 from offline.types import Obs
 
 WEIGHTS, CONFIG, FORMAT = "value.safetensors", "config.json", "genpol value function 1"
+OF_IMAGES = "value.json"  # what the folder of an image pipeline's value has instead
 
 
 @dataclass(frozen=True)
@@ -223,4 +224,6 @@ def _find(folder: Path) -> Path:
         if (place / WEIGHTS).is_file():
             return place
     hint = ": did that run finish?" if (folder / CONFIG).is_file() else ""
+    if any((place / OF_IMAGES).is_file() for place in (folder, folder / "value")):
+        hint = ": it is a value of an image pipeline, for `genpol generate --value`"
     raise InputError(f"{folder} holds no value function (no {WEIGHTS}){hint}")
