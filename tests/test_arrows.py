@@ -323,3 +323,33 @@ def test_a_room_outside_the_plan_is_found(tmp_path):
         "offline/tools.py: offline/tools is on no floor of docs/ARCHITECTURE.md",
         "offline/types.py imports offline.critics.x, which is not below offline/types",
     ]
+
+
+def square(page: str) -> dict[str, tuple[list[str], ...]]:
+    """Operator -> the files of images, of robots and of both, as the page's table has them."""
+    rows = page.split("<!-- square -->")[1].split("<!-- /square -->")[0].strip().splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+    return {name: tuple(re.findall(r"`([^`]+)`", cell) for cell in rest) for name, *rest in cells}
+
+
+def reached(files: list[str], edges: dict[str, set[str]]) -> set[str]:
+    """All files that these import, and those that they import."""
+    todo = [file.removesuffix(".py").replace("/", ".") for file in files]
+    found: set[str] = set()
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo += edges.get(module, ())
+    return {module.replace(".", "/") + ".py" for module in found}
+
+
+def test_the_square_names_files_that_exist_and_what_both_worlds_import():
+    table, edges = square((ROOT / "docs/ARCHITECTURE.md").read_text("utf-8")), graph(ROOT)
+    assert len(table) == 3
+    for name, (images, robots, shared) in table.items():
+        assert images and robots, name
+        for file in (*images, *robots, *shared):
+            assert (ROOT / file).is_file(), f"{name}: {file}"
+        for world in (images, robots):
+            assert set(shared) <= reached(world, edges), f"{name}: {world}"
