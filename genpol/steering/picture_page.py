@@ -13,10 +13,11 @@ from torch import Tensor
 from diffusion.steered_chain import SteeredChains
 from genpol.reports.grids import to_pil
 from genpol.reports.intervals import decimals, difference, gained, with_interval
-from genpol.reports.page import Panel, Strip, code, page, paragraph, strips, table
+from genpol.reports.page import Panel, Strip, code, paragraph, strips, table
 from genpol.steering.picture_arms import ONE, STEERED, Arm
 from genpol.steering.picture_chains import Selection
 
+TITLE = "Pictures steered by a value"
 SHOWN = 8  # prompts whose pictures are shown
 SIDE = 256  # pixels of a picture on the page, at most
 
@@ -43,17 +44,16 @@ class Steering:
     command: str
 
 
-def steering_page(arms: Sequence[Arm], about: Steering) -> str:
-    """The whole HTML document."""
+def steering_panels(arms: Sequence[Arm], about: Steering) -> list[Panel]:
+    """All panels of the page."""
     named = {arm.name: arm for arm in arms}
-    panels = [
+    return [
         Panel("Result", result(named, about)),
         Panel("What the same network evaluations buy", beside(arms, about)),
         Panel("The same prompts side by side", gallery(arms, about)),
         Panel("How chains were chosen", stages(about)),
         Panel("Command", code(about.command)),
     ]
-    return page(panels, "Pictures steered by a value")
 
 
 def equal_arms(arms: Sequence[Arm]) -> list[Arm]:

@@ -10,6 +10,7 @@ from genpol.commands.generate.options import Generate
 from genpol.runs.machine import drawing, on_this_machine
 
 if TYPE_CHECKING:
+    from genpol.reports.page import Panel
     from offline.threads import Typical
 
 IN_GRID = 25  # images that grid.png shows at most
@@ -23,11 +24,19 @@ def work(config: Generate) -> list[Typical]:
     return drawing(config, denoiser_config(config.model_config or config.model), config.batch)
 
 
-@on_this_machine(work)
 def run(config: Generate) -> None:
+    """Write what `generate` writes."""
+    generate(config)
+
+
+@on_this_machine(work)
+def generate(config: Generate) -> list[Panel]:
     """Write one PNG per image, grid.png with captions, and images.csv.
 
     The seeds in images.csv reproduce each image in plain diffusers.
+
+    Returns:
+        The panels of the page that --report writes; none without it.
 
     Raises:
         InputError: for what a user can mend.
@@ -54,7 +63,8 @@ def run(config: Generate) -> None:
     check_numbers(config)
     require_together(config)
     if config.pairs_from is not None:
-        return draw_pairs(config, config.pairs_from)
+        draw_pairs(config, config.pairs_from)
+        return []
     if config.num_images is not None:
         raise InputError(
             "--num-images is for --pairs-from; without it, --images-per-prompt images are kept, "
@@ -75,6 +85,7 @@ def run(config: Generate) -> None:
     steered = steered_drawing(config, pipe, call["drawn"], reward) if config.value else None
     wanted = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     rows: list[dict[str, Any]] = []
+    panels: list[Panel] = []
     per_batch = steered.at_once if steered else max(1, config.batch // config.best_of)
     extra = steered.columns if steered else ()
     remedy = "Free some space, or pass another --output"
@@ -105,7 +116,7 @@ def run(config: Generate) -> None:
                     write_grid(config.output, rows, len(wanted))
             if steered and config.report and len(rows) == len(wanted):
                 try:
-                    steered.report(lambda: guard.stop)
+                    panels = steered.report(lambda: guard.stop)
                 except Stopped:
                     words = f"all images are in {config.output}; stopped before report.html"
                     raise guard.interrupted(words) from None
@@ -119,6 +130,7 @@ def run(config: Generate) -> None:
     scored = f", mean reward {sum(r['reward'] for r in rows) / len(rows):.4f}" if reward else ""
     page = " and report.html" if config.report else ""
     print(f"{len(rows)} images and images.csv{page} in {config.output}{scored}")
+    return panels
 
 
 def require_unused(output: Path) -> None:

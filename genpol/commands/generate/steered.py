@@ -11,6 +11,7 @@ from genpol.commands.generate.options import Generate
 
 if TYPE_CHECKING:
     from genpol.commands.generate.drawn import Drawn
+    from genpol.reports.page import Panel
     from genpol.steering.picture_chains import PictureChains, SteeredPictures
 
 ONLY_STEERED = ("value_weights", "num_candidates", "prune_at", "temperature")
@@ -179,8 +180,11 @@ class SteeredDrawing:
             rows.append(row)
         return rows
 
-    def report(self, stop: Callable[[], bool]) -> None:
+    def report(self, stop: Callable[[], bool]) -> list[Panel]:
         """Draw what stands beside it at equal evaluations; write report.html and arms.csv.
+
+        Returns:
+            The panels of the page.
 
         Raises:
             Stopped: `stop` said so; neither is written.
@@ -191,9 +195,10 @@ class SteeredDrawing:
         from diffusion.drawing import Stopped
         from diffusion.rewards import load_reward
         from genpol.finetuning.control_options import parse_scales
+        from genpol.reports.page import page
         from genpol.steering.picture_arms import Comparison
         from genpol.steering.picture_chains import joined
-        from genpol.steering.picture_page import Steering, score_rows, steering_page
+        from genpol.steering.picture_page import TITLE, Steering, score_rows, steering_panels
         from offline.files import write_beside
 
         def tick() -> None:
@@ -225,4 +230,6 @@ class SteeredDrawing:
         writer.writeheader()
         writer.writerows(rows)
         write_beside(config.output / "arms.csv", buffer.getvalue().encode())
-        write_beside(config.output / "report.html", steering_page(arms, about).encode())
+        panels = steering_panels(arms, about)
+        write_beside(config.output / "report.html", page(panels, TITLE).encode())
+        return panels

@@ -11,9 +11,10 @@ from tiny_values import tiny_value
 from diffusion.errors import InputError
 from diffusion.pipelines import ImagePolicy
 from diffusion.steered_chain import Stage
+from genpol.reports.page import page
 from genpol.steering.picture_arms import Comparison, drawn
 from genpol.steering.picture_chains import PictureChains, joined, selection
-from genpol.steering.picture_page import Steering, equal_arms, score_rows, steering_page
+from genpol.steering.picture_page import TITLE, Steering, equal_arms, score_rows, steering_panels
 from genpol.steering.picture_values import PictureValues, PredictedReward
 
 PROMPTS = ["a cat", "two owls", "a <b>red</b> fox"]
@@ -136,10 +137,10 @@ def test_arms_spend_what_steering_spent_and_no_more(policy):
     np.testing.assert_allclose(named["guidance 3, 5 steps"].scores["reward"], guided, atol=1e-5)
 
     about = Steering(PROMPTS, steering.how, found.chains, 1.0, 4, "brightness", "genpol generate")
-    page = steering_page(arms, about)
+    html = page(steering_panels(arms, about), TITLE)
     for words in ("best of 4 (dearer)", "a &lt;b&gt;red&lt;/b&gt; fox", "4 → 2", "2 → 1", "dark"):
-        assert words in page
-    assert page.count("<img") == 3 * 4 and "<b>red" not in page
+        assert words in html
+    assert html.count("<img") == 3 * 4 and "<b>red" not in html
     rows = score_rows(arms, PROMPTS)
     assert len(rows) == 5 * 3 and set(rows[0]) == {"arm", "prompt", "evaluations", "reward", "dark"}
 
