@@ -59,7 +59,7 @@ def run(config: Demo) -> None:
     panels: list[Panel] = []
     with FolderLock(config.output):
         try:
-            for part in (images, steering, training, world_model):
+            for part in (images, steered_images, steering, distilled, training, world_model):
                 panels += part(config)
         except Interrupted as stopped:
             text = "the demo was stopped; the same command starts it from the beginning"
@@ -86,6 +86,19 @@ def images(config: Demo) -> list[Panel]:
     print(f"fine-tuning the shipped pipeline: {settings.epochs} epochs, a few minutes")
     train(settings, {})
     return finetune_panels(folder, str(TINY))
+
+
+def steered_images(config: Demo) -> list[Panel]:
+    """Steer the shipped pipeline by a value of unfinished images."""
+    import shutil
+
+    from genpol.commands.demo.steered_images import panel
+
+    folder = config.output / "steered-images"
+    remove_earlier(folder / "value", "value")
+    if (folder / "pictures" / "images.csv").is_file():
+        shutil.rmtree(folder / "pictures")
+    return [panel(folder, config.seed, config.threads)]
 
 
 STEERING: dict[str, Any] = {  # of the steering part
@@ -124,6 +137,27 @@ def steering(config: Demo) -> list[Panel]:
     print(found.advice())
     made = panels(found, folder)
     return [replace(panel, title=f"Robot policy: {panel.title}") for panel in made]
+
+
+def distilled(config: Demo) -> list[Panel]:
+    """Distil the steering of the part before into the policy's weights."""
+    from pathlib import Path as Folder
+
+    import genpol
+    from genpol.commands.demo.distilled import panel, settings
+
+    folder, assets = config.output / "distilled", Folder(genpol.__file__).parent / "assets"
+    remove_earlier(folder, "train")
+    options = settings(
+        folder,
+        assets / "steering" / "policy",
+        assets / "steering" / "value",
+        assets / "training" / "demos.hdf5",
+        config.seed,
+        config.threads or 1,
+        STEERING["temperature"],
+    )
+    return [panel(folder, config.output / "steering", options, STEERING["num_candidates"])]
 
 
 TRAINING: dict[str, Any] = {  # of the part that trains by reward: a small critic, for one core
