@@ -17,7 +17,7 @@ RESULTS = ROOT / "docs" / "RESULTS.md"
 PAGES = [README, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 JOURNEYS = (
     "Fine-tune an image model",
-    "Steer a robot policy",
+    "Steer an image model or a robot policy",
     "Train a robot policy by reinforcement learning",
 )
 

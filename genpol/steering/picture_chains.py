@@ -24,6 +24,7 @@ from diffusion.steered_chain import (
     SteeredChains,
     pruning,
     resampling,
+    stage_at,
     steer_chains,
 )
 from diffusion.streams import STEERING, generators
@@ -52,7 +53,7 @@ class Selection:
 def selection(
     process: ReverseProcess,
     candidates: int,
-    at: Sequence[float] = PRUNE_AT,
+    at: Sequence[float] | None = None,
     *,
     temperature: float | None = None,
 ) -> Selection:
@@ -61,13 +62,14 @@ def selection(
     Args:
         process: how pictures are drawn.
         candidates: K; 1 is the pipeline itself, whatever the rest says.
-        at: falling shares, from 1 (noise) to 0 (finished).
+        at: falling shares, from 1 (noise) to 0 (finished). Default: `usual_shares`.
         temperature: of resampling, in standard deviations of the reward.
 
     Raises:
         InputError: shares that cannot be, too many for K, resampling without noise, or a negative
             temperature.
     """
+    at = usual_shares(candidates, process.num_steps) if at is None else at
     if temperature is None:
         keep, stages = best(), pruning(at, candidates, process.num_steps) if candidates > 1 else []
     else:
@@ -75,6 +77,15 @@ def selection(
         stages = resampling(at, candidates, process) if candidates > 1 else []
     left = [1 - stage.done / process.num_steps for stage in stages]
     return Selection(stages, keep, [f"{share:.4g}" for share in left])
+
+
+def usual_shares(candidates: int, num_steps: int) -> tuple[float, ...]:
+    """Those of `PRUNE_AT` that are different steps of a short chain, as many of the first of them
+    as K candidates can be pruned."""
+    by_step: dict[int, float] = {}
+    for share in PRUNE_AT:
+        by_step.setdefault(stage_at(share, num_steps), share)
+    return tuple(by_step.values())[: max(candidates - 1, 0)]
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ class Generate:
     """Chains that --value chooses from for each image, at least 1. Default: 8."""
     prune_at: tuple[Share, ...] = ()
     """Shares of the denoising steps that remain when --value selects chains, falling, from 1
-    (noise) to 0 (finished). After the last one chain is left: 8, 4, 2, 1. Default: .7 .4 .2."""
+    (noise) to 0 (finished). After the last one chain is left: 8, 4, 2, 1. Default: .7 .4 .2, fewer
+    where steps or candidates are few."""
     resample: bool = False
     """At --prune-at, copy chains in proportion to exp(increase of the value / temperature) instead
     of keeping the best. Needs a sampler with noise."""

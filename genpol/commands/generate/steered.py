@@ -74,7 +74,6 @@ def steered_drawing(config: Generate, pipe: Any, drawn: Any, reward: Any) -> Ste
     from diffusion.checkpoints.schedulers import replaced
     from genpol.steering.picture_chains import (
         CANDIDATES,
-        PRUNE_AT,
         TEMPERATURE,
         PictureChains,
         selection,
@@ -88,7 +87,7 @@ def steered_drawing(config: Generate, pipe: Any, drawn: Any, reward: Any) -> Ste
     how = selection(
         process,
         candidates,
-        config.prune_at or PRUNE_AT,
+        config.prune_at or None,
         temperature=temperature if config.resample else None,
     )
     chains = PictureChains(policy, process, values, candidates, how, batch=config.batch)

@@ -145,6 +145,17 @@ def test_arms_spend_what_steering_spent_and_no_more(policy):
     assert len(rows) == 5 * 3 and set(rows[0]) == {"arm", "prompt", "evaluations", "reward", "dark"}
 
 
+@pytest.mark.parametrize(
+    ("steps", "candidates", "done"),
+    [(10, 8, [3, 6, 8]), (2, 8, [1, 2]), (1, 8, [1]), (10, 2, [3]), (10, 3, [3, 6]), (10, 1, [])],
+)
+def test_usual_stages_fit_short_chains_and_few_candidates(policy, steps, candidates, done):
+    stages = selection(policy.process(steps), candidates).stages
+    assert [stage.done for stage in stages] == done
+    if stages:
+        assert stages[-1].keep == 1
+
+
 def test_stages_are_named_by_what_remains(policy):
     how = selection(policy.process(4), 8, (0.7, 0.3))
     assert how.names == ["0.5", "0.25"] and how.stages == [Stage(2, 3), Stage(3, 1)]
