@@ -89,15 +89,16 @@ def images(config: Demo) -> list[Panel]:
 
 
 def steered_images(config: Demo) -> list[Panel]:
-    """Steer the shipped pipeline by a value of unfinished images."""
+    """Steer the shipped pipeline by values of unfinished images."""
     import shutil
 
     from genpol.commands.demo.steered_images import panel
 
     folder = config.output / "steered-images"
     remove_earlier(folder / "value", "value")
-    if (folder / "pictures" / "images.csv").is_file():
-        shutil.rmtree(folder / "pictures")
+    for pictures in (folder / "by-reward", folder / "by-value"):
+        if (pictures / "images.csv").is_file():
+            shutil.rmtree(pictures)
     return [panel(folder, config.seed, config.threads)]
 
 

@@ -18,29 +18,32 @@ def words(html: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_value_of_images_ends_with_a_panel(tmp_path, monkeypatch):
+def test_values_of_images_end_with_a_panel(tmp_path, monkeypatch):
     few = {"num_prompts": 2, "images_per_prompt": 2, "num_held_out": 1, "steps": 2}
-    monkeypatch.setattr(steered_images, "VALUE", steered_images.VALUE | few)
-    short = {"num_prompts": 2, "num_candidates": 2, "prune_at": (0.3,)}
-    monkeypatch.setattr(steered_images, "PICTURES", steered_images.PICTURES | short)
-    config = demo.Demo(output=tmp_path, seed=1000, threads=1)
-    (panel,) = demo.steered_images(config)
+    monkeypatch.setattr(steered_images, "VALUE", few)
+    monkeypatch.setattr(steered_images, "PICTURES", {"num_prompts": 2, "num_candidates": 2})
+    for name in ("BY_REWARD", "BY_VALUE"):
+        options = getattr(steered_images, name)
+        monkeypatch.setattr(steered_images, name, options | {"prune_at": (0.3,)})
+    (panel,) = demo.steered_images(demo.Demo(output=tmp_path, seed=1000, threads=1))
     said = words(panel.html)
-    assert panel.title == "Images steered by a value" and "nan" not in said
-    assert "from 4 images that the pipeline drew of 2 prompts" in said
+    assert panel.title == "Images steered by a value"
     assert "The reward (attributes) is" in said and "one sample takes 10" in said
-    assert "genpol value --model tiny --num-prompts 2" in said and "genpol generate" in said
+    assert "from 4 images of 2 prompts in 2 steps" in said and "within 1 held-out prompts" in said
+    commands = ("--value reward --num-candidates 2", "genpol value --model tiny --num-prompts 2")
+    assert all(command in said for command in commands)
     assert panel.html.count("<img") >= 4
     folder = tmp_path / "steered-images"
     assert (folder / "value" / "value" / "value.json").is_file()
-    assert (folder / "pictures" / "images.csv").is_file()
+    for pictures in ("by-reward", "by-value"):
+        assert (folder / pictures / "images.csv").is_file()
 
 
 def test_an_earlier_demo_is_replaced(tmp_path, monkeypatch):
-    """Folders of both commands are; pictures of anybody else are left."""
+    """Folders of the commands are; pictures of anybody else are left."""
     seen: list[Path] = []
     monkeypatch.setattr(steered_images, "panel", lambda folder, *rest: seen.append(folder))
-    pictures = tmp_path / "steered-images" / "pictures"
+    pictures = tmp_path / "steered-images" / "by-value"
     pictures.mkdir(parents=True)
     (pictures / "own.png").write_bytes(b"x")
     demo.steered_images(demo.Demo(output=tmp_path))
