@@ -29,6 +29,7 @@ figure { margin: 0 0 14px; }
 .wide { overflow-x: auto; }
 .wide table { font-size: 14.5px; }
 td + td { white-space: nowrap; }
+td:first-child { min-width: 7.5em; }
 .pair, td:first-child { overflow-wrap: anywhere; }
 figcaption { font-size: 14px; color: #55555a; }
 img.chart { width: 100%; height: auto; }
@@ -140,7 +141,8 @@ class Strip:
 
 def strips(items: Sequence[Strip], names: Sequence[str]) -> str:
     """Rows of pictures, one for each prompt, with the names of the columns above the first."""
-    grid = f'<div class="row" style="grid-template-columns: repeat({len(names)}, 1fr)">'
+    columns = f"repeat({len(names)}, minmax(0, 170px))"
+    grid = f'<div class="row" style="grid-template-columns: {columns}">'
     head = "".join(f'<div class="note">{escape(name)}</div>' for name in names)
     rows = [f'<div class="strip">{grid}{head}</div></div>']
     for item in items:
