@@ -27,9 +27,10 @@ pre { background: #f4f4f2; border-radius: 6px; padding: 12px 14px; overflow-x: a
   font: 13px/1.5 ui-monospace, monospace; }
 figure { margin: 0 0 14px; }
 .wide { overflow-x: auto; }
-.wide table { font-size: 14.5px; }
+.wide table { font-size: 13.5px; }
+.wide th, .wide td { padding: 6px 7px; }
 td + td { white-space: nowrap; }
-td:first-child { min-width: 7.5em; }
+td:first-child { min-width: 6em; }
 .pair, td:first-child { overflow-wrap: anywhere; }
 figcaption { font-size: 14px; color: #55555a; }
 img.chart { width: 100%; height: auto; }

@@ -80,7 +80,7 @@ def result(named: dict[str, Arm], about: Steering) -> str:
             other = best.scores[name]
             words += (
                 f" The {best.name} by the true reward, at {best.evaluations:g} evaluations, has "
-                f"{other.mean():.{digits}f}; steering has {gained(other, new, digits)} more."
+                f"{other.mean():.{digits}f}; the difference to it is {gained(other, new, digits)}."
             )
         kind = "good" if low > 0 else "part" if high < 0 else ""
         found.append(paragraph(words, kind))
