@@ -4,6 +4,9 @@ While a run has an `InterruptGuard`, the first signal stops it after the current
 has done saved (`Interrupted`), and the second stops it at once. Everywhere else in a command the
 first one stops at once (`leaving_at_once`). The exit code is 128 + the signal's number, as shells
 have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal.
+
+While a module is being imported, the process ends where it stands. A library's own code may be
+running Python then that must not raise: PyTorch calls abort() when it does.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
+
+from genpol.runs.several import speaks
 
 
 class StopAtOnce(KeyboardInterrupt):
@@ -83,7 +89,7 @@ class InterruptGuard:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.stop:
-            raise StopAtOnce(number)
+            _stop(number, frame)
         self.number = number
         if self.quiet:
             return
@@ -105,7 +111,7 @@ def leaving_at_once() -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        raise StopAtOnce(number)
+        _stop(number, frame)
 
     handlers = _Handlers(handle)
     handlers.install()
@@ -113,6 +119,32 @@ def leaving_at_once() -> Iterator[list[int]]:
         yield came
     finally:
         handlers.put_back()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Stop at once, in the way that this frame bears."""
+    if _imports(frame):
+        _end(128 + number)
+    raise StopAtOnce(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or around it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(code: int) -> NoReturn:
+    """End the process with what it has printed and one line."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+    if speaks():
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
+    os._exit(code)
 
 
 class _Handlers:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from doc_blocks import ROOT
 
 from genpol.runs.interrupts import InterruptGuard, StopAtOnce, leaving_at_once
 
@@ -68,3 +71,31 @@ def test_a_signal_stops_politely_when_its_terminal_has_gone(monkeypatch):
     with InterruptGuard() as guard:
         os.kill(os.getpid(), signal.SIGTERM)
         assert guard.stop
+
+
+LOADING = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+except BaseException:
+    os.abort()  # as a library does whose own code may not be left by an exception
+"""
+
+
+def test_a_signal_while_a_library_loads_ends_the_process_without_an_exception(tmp_path):
+    (tmp_path / "loading.py").write_text(LOADING)
+    command = (
+        "from genpol.runs.interrupts import leaving_at_once\n"
+        "print('so far')\n"
+        "with leaving_at_once():\n"
+        "    import loading\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    found = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (143, "so far\n", "interrupted\n")
