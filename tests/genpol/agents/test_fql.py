@@ -32,6 +32,7 @@ def agent(seed: int = 0, *, normalize_q: bool = True, **changes) -> FQL:
         return FQL(base_policy(seed), critic(seed), settings(**changes), normalize_q=normalize_q)
 
 
+@pytest.mark.slow
 def test_it_finds_the_arm_that_cloning_finds_half_of_the_time():
     learner = agent(fql_alpha=0.15, lr=3e-3, target_rate=0.05)
     learn(learner, 700)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import pytest
 import torch
 from toy_bandit import (
     ENSEMBLE,
@@ -30,6 +31,7 @@ def agent(seed: int = 0, **changes) -> IDQL:
         return IDQL(base_policy(seed), critic(seed), settings(**changes))
 
 
+@pytest.mark.slow
 def test_the_best_of_n_finds_the_arm_that_cloning_finds_half_of_the_time():
     learner = agent()
     learn(learner, 400)

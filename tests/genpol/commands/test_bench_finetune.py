@@ -54,7 +54,7 @@ def tuner(model, **options):
     return build(Finetune(model=model, **settings | options))[0]
 
 
-@pytest.mark.parametrize("weights", ["uniform", "skip_last"])
+@pytest.mark.parametrize("weights", ["uniform", pytest.param("skip_last", marks=pytest.mark.slow)])
 def test_both_loops_have_the_same_gradient(model, weights):
     mine = tuner(model, step_weights=weights)
     assert gradient_error(mine) < 1e-4
@@ -62,6 +62,7 @@ def test_both_loops_have_the_same_gradient(model, weights):
     assert gradient_error(mine) < 1e-4  # away from the LoRA's start, where half of it is zero
 
 
+@pytest.mark.slow
 def test_both_loops_take_the_same_inner_steps(model):
     # Targets R / beta of the log-ratios' own size, so that pass 1 of later steps matters.
     mine = tuner(model, inner_steps=3, step_weights="skip_last", beta=1.0, clip=1.0)

@@ -350,7 +350,7 @@ def test_a_clip_below_the_arithmetic_is_refused(
         assert float(rows(output)[0]["check/ratio_error"]) == pytest.approx(noise, abs=1e-5)
 
 
-@pytest.mark.parametrize("failure", ["nan", "raise"])
+@pytest.mark.parametrize("failure", [pytest.param("nan", marks=pytest.mark.slow), "raise"])
 def test_a_failing_reward_names_the_prompt_and_keeps_the_checkpoint(
     failure, models, prompts, tmp_path, monkeypatch, capsys
 ):

@@ -100,7 +100,7 @@ def test_a_plan_of_what_is_not_there_is_one_line(capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
+@pytest.mark.parametrize("on", [pytest.param("host", marks=pytest.mark.slow), "device"])
 def test_the_reference_of_full_fine_tuning_waits_with_room_for_what_it_replaces(on):
     words = {"model": "tiny", "device": "cuda", "dtype": "bf16", "train": "full", "plan": True}
     words |= {"prompts_per_epoch": 1, "images_per_prompt": 2, "eval_images": 1}
