@@ -131,7 +131,7 @@ class ValueLearning:
             torch.manual_seed(config.seed)
             self.value = ImageValue(ValueAbout(**entries)).to(self.device)
         self.cpu_seconds = 0.0  # that steps took
-        self.average = deepcopy(self.value).requires_grad_(False)
+        self.average = deepcopy(self.value).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.value.parameters(), config.lr, weight_decay=WEIGHT_DECAY
         )
@@ -231,7 +231,7 @@ class ValueLearning:
             state: its place in `held_out.examples`.
             shown: whether it sees x0_hat, which there is after the first step.
         """
-        part, value = self.held_out, self.average.eval()
+        part, value = self.held_out, self.average
         prompts, images = part.examples.reward.shape
         seen = shown and int(part.examples.step[0, state]) > 0
         found = []
