@@ -14,6 +14,10 @@ which is what value steering (V-GPS, arXiv 2410.13816; `genpol.steering`) draws 
 beta with infinitely many candidates. So the weights learn to do in one sample what steering does
 with K samples and a critic. The critic is frozen.
 
+K candidates hold steering to log K nats from the policy, and infinitely many to nothing. `kl_cap`
+scales down the rewards of a group that ask for more than it; where it acts, the policy tends to a
+larger beta for that observation (`capped` in `reward_tuning.py`).
+
 Shape legend: G observations, B chunks of each, E critic heads, H action chunk, A action dimension.
 """
 
