@@ -27,7 +27,7 @@ test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 0
 
 lint: setup
 	$(BIN)/ruff check .
