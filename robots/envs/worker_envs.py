@@ -5,7 +5,8 @@ What this adds to gymnasium is how such processes come to their end:
 - A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) is the main process's to answer: it
   saves a checkpoint, and the environments go on until it closes them.
 - A worker that dies, such as for want of memory, is one line. An error of a simulator is raised as
-  it would be in this process.
+  it would be in this process. Nobody waits for the others then: the dead one may have held the
+  permit to compute that they wait for.
 - No worker outlives the main process, however that ends.
 """
 
@@ -14,12 +15,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import queue
 import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
@@ -94,10 +97,33 @@ class WorkerEnvs(AsyncVectorEnv):
             if pipe is not None:
                 pipe.close()
 
+    def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
+        """Whether all workers answer in time; raises as soon as one has ended."""
+        self._assert_is_running()
+        until = None if timeout is None else time.monotonic() + timeout
+        ends = {process.sentinel: process for process in self.processes}
+        waiting = list(self.parent_pipes)
+        while waiting:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ready = connection.wait([*waiting, *ends], left)
+            if not ready:
+                return False
+            for sentinel in ready:
+                if sentinel in ends:
+                    ends[sentinel].join()
+                    if ends[sentinel].exitcode == 0:
+                        self._raise_if_errors([False])
+                    raise EOFError
+            waiting = [pipe for pipe in waiting if pipe not in ready]
+        return True
+
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         """The first error of a worker, raised here."""
         if not all(successes):
-            _, kind, value, _ = self.error_queue.get()
+            try:
+                _, kind, value, _ = self.error_queue.get(timeout=POLITE)
+            except queue.Empty:  # it left Python before it could say why
+                raise EOFError from None
             raise value if isinstance(value, kind) else kind(value)
 
     @contextmanager

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
 
 from offline.errors import InputError
 from robots.envs.make import make_env
@@ -123,6 +124,13 @@ class Dying(Failing):
     signal = signal.SIGKILL
 
 
+class Leaving(Failing):
+    def step(self, action):
+        if self.steps == 1:
+            os._exit(0)
+        return super().step(action)
+
+
 def second_step(made) -> WorkerEnvs:
     envs = make_vector_env(made, 2, asynchronous=True, at_work=1)
     assert isinstance(envs, WorkerEnvs)
@@ -135,7 +143,11 @@ def second_step(made) -> WorkerEnvs:
     ("made", "error", "said"),
     [
         (Failing, ArithmeticError, "^the simulation is unstable$"),
-        (Dying, InputError, "^the process of environment 0 ended by the signal SIGKILL: .*memory"),
+        (
+            Dying,
+            InputError,
+            "^the process of environment [01] ended by the signal SIGKILL: .*memory",
+        ),
     ],
 )
 def test_what_happens_in_a_worker_is_one_line(made, error, said, capfd):
@@ -145,6 +157,23 @@ def test_what_happens_in_a_worker_is_one_line(made, error, said, capfd):
     envs.close()
     assert not any(process.is_alive() for process in envs.processes)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("made", "said"), [(Dying, "SIGKILL"), (Leaving, "with exit code 0")])
+def test_who_dies_with_the_permit_to_compute_keeps_nobody_waiting(made, said, first, monkeypatch):
+    """The other worker never gets it."""
+    monkeypatch.setattr("robots.envs.worker_envs.POLITE", 0.3)
+    envs, action = second_step(made), np.zeros(1, np.float32)
+    try:
+        envs.parent_pipes[first].send(("step", action))
+        envs.processes[first].join(20)
+        envs.parent_pipes[1 - first].send(("step", action))
+        envs._state = AsyncState.WAITING_STEP
+        with pytest.raises(InputError, match=f"environment {first} ended .*{said}"):
+            envs.step_wait()
+    finally:
+        envs.close()
 
 
 def test_workers_leave_signals_to_the_main_process():
