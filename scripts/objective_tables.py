@@ -45,30 +45,32 @@ COMPARED = Table(RESULTS / "objectives.csv", COLUMNS)
 CURVES = Table(RESULTS / "objectives_curves.csv", CURVE_COLUMNS)
 SWEPT = Table(RESULTS / "objectives_beta.csv", COLUMNS)
 
-# An arm's fixed settings, and the grid it is tuned on.
+# An arm's fixed settings, and the grid it is tuned on: how fast it learns, and how often from the
+# same images. PRDP's number of updates is in its name, so that it has more learning rates.
 ARMS: dict[str, dict[str, Any]] = {
     "ddpo": {"algorithm": "ddpo"},
     "grpo": {"algorithm": "grpo"},
-    "prdp": {"algorithm": "prdp", "inner_steps": 1},
-    "prdp-10": {"algorithm": "prdp", "inner_steps": 10},
-    "prdp-forward": {"algorithm": "prdp-forward"},
-    "nft": {"algorithm": "nft"},
+    "prdp": {"algorithm": "prdp", "inner_steps": 1, "beta": 1e-5},
+    "prdp-10": {"algorithm": "prdp", "inner_steps": 10, "beta": 1e-5},
+    "prdp-forward": {"algorithm": "prdp-forward", "beta": 0.3},
+    "nft": {"algorithm": "nft", "mix": 0.1},
 }
 # What holds an objective to the reference: a temperature, a penalty, or how far it looks ahead.
 HELD_BY: dict[str, tuple[str, tuple[float, ...]]] = {
-    "prdp": ("beta", (3e-6, 1e-5, 3e-5, 1e-4)),
+    "prdp": ("beta", (0.03, 0.1, 0.3, 1.0)),
     "prdp-forward": ("beta", (0.03, 0.1, 0.3, 1.0)),
     "grpo": ("kl_weight", (0.0, 1.0, 10.0, 100.0)),
     "nft": ("mix", (0.03, 0.1, 0.3, 1.0)),
 }
 RATES = (1e-3, 2e-3)
+RATES_AND_UPDATES: dict[str, tuple[Any, ...]] = {"learning_rate": RATES, "inner_steps": (1, 4)}
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
-    "ddpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
-    "grpo": {"learning_rate": RATES, "inner_steps": (1, 4)},
-    "prdp": {"learning_rate": RATES, "beta": (1e-5, 3e-5)},
-    "prdp-10": {"learning_rate": (2e-4, 5e-4), "beta": (1e-5, 3e-5)},
-    "prdp-forward": {"learning_rate": RATES, "beta": (0.1, 0.3)},
-    "nft": {"learning_rate": RATES, "mix": (0.1, 1.0)},
+    "ddpo": RATES_AND_UPDATES,
+    "grpo": RATES_AND_UPDATES,
+    "prdp": {"learning_rate": (1e-3, 2e-3, 4e-3, 8e-3)},
+    "prdp-10": {"learning_rate": (2e-4, 5e-4, 1e-3, 2e-3)},
+    "prdp-forward": RATES_AND_UPDATES,
+    "nft": RATES_AND_UPDATES,
 }
 
 
