@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from offline.threads import Typical
 
 
+LARGE = 100_000_000  # parameters of a denoiser whose freed memory goes back to the system
 OWN = ("output", "resume", "threads", "device", "wandb")  # may differ between processes
 
 
@@ -140,6 +141,7 @@ def build(
     from diffusion.speed import chosen, speed_of
     from genpol.commands.finetune.family import family_of
     from genpol.finetuning.stopping import watched
+    from genpol.runs.allocator import give_back_freed_memory
     from genpol.runs.device import pick_device
     from genpol.runs.quiet import hide_loading_bars
     from offline.threads import in_threads
@@ -229,6 +231,8 @@ def build(
         offload=parse_offload(config.offload),
     )
     identity |= chosen(config, policy.speed, device)
+    if device == "cpu" and sum(one.numel() for one in policy.denoiser.parameters()) >= LARGE:
+        give_back_freed_memory()
     if config.pairs is not None:
         return PreferenceTuner(policy, reward, prompts, config, gold, **several), identity
     say_cuts_once()
