@@ -117,6 +117,7 @@ class LeRobotEpisodes:
         }
         self._rows = self._episodes()
         self.lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
+        self.episode_indices = np.array([row["episode_index"] for row in self._rows])
         self._tasks = self._read_tasks()
         self.splits = _read_splits(info.splits or {}, len(self._rows))
         self.env: str | None = info.env or None
@@ -214,6 +215,13 @@ class LeRobotEpisodes:
         episode.check(name)
         episode.require_like(name, self.obs_shapes, actions.shape[1])
         return episode
+
+    def success_of(self, index: int) -> bool | None:
+        """Whether an episode succeeded, as far as it says, without its observations."""
+        row = self._rows[index]
+        name = f'"{self.path}" episode {row["episode_index"]}'
+        column = self._table(row, ["action", "next.success"], name).get("next.success")
+        return None if column is None else bool(as_matrix(column, name, "next.success").any())
 
     def _instruction(self, row: dict[str, Any], table: dict[str, Any]) -> str | None:
         if "task_index" in table and len(table["task_index"]):

@@ -14,6 +14,7 @@ from typing import Any
 from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError
 from robots.datasets.hdf5 import open_hdf5, require_file
+from robots.datasets.labels import labelled
 from robots.datasets.memory import EpisodeList
 from robots.datasets.own import OwnEpisodes, check_description
 from robots.importing import import_object, one_line
@@ -25,16 +26,23 @@ KNOWN = (
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)@(.*)", re.DOTALL)
 
 
-def open_dataset(path: str | Path) -> Episodes:
+def open_dataset(path: str | Path, *, success: str | None = None) -> Episodes:
     """Open a dataset of any known format, or by a reader of your own.
 
     Args:
         path: a file; a folder; "minari:NAME" for one in Minari's local storage; or
             "module:function@path", which calls a reader of your own with the path.
+        success: who says which episodes succeeded: "all", "last-reward", a FILE.csv of labels, or
+            "module:function" of each episode. None takes labels.csv of the dataset's folder, if
+            there is one, else what the dataset says. See `robots.datasets.labels`.
 
     Raises:
-        InputError: missing, cut off, or of no known format; or the reader fails.
+        InputError: missing, cut off, or of no known format; or the reader or the labels fail.
     """
+    return labelled(_open(path), success)
+
+
+def _open(path: str | Path) -> Episodes:
     text = str(path)
     if text.startswith("minari:"):
         from robots.datasets.minari import MinariEpisodes
