@@ -23,6 +23,7 @@ from offline.networks.ensemble import Dtype, StackedHeads
 from offline.networks.heads import CriticHeads
 from offline.networks.images import ImageEncoderName
 from offline.networks.normalizer import Change, ObsStats
+from offline.pictures import at_sizes
 from offline.spec import ActionSpec
 from offline.types import Obs
 
@@ -118,6 +119,7 @@ class ValueFunction(nn.Module):
 
     def encode(self, obs: Obs, which: Tensor | None = None) -> Tensor:
         """(B, F): images, numbers and instruction, through the state's part of the first layer.
+        Images of another size than in training are resized to that.
 
         Args:
             which: (C,) indices of the heads to compute this for, (B, C * N); None is all.
@@ -125,7 +127,7 @@ class ValueFunction(nn.Module):
         Raises:
             SpecError: a key is missing or has another shape than in training.
         """
-        return self.heads.project(self.encoder(obs), which)
+        return self.heads.project(self.encoder(at_sizes(obs, self.obs_shapes)), which)
 
     def score(self, features: Tensor, act: Tensor, which: Tensor | None = None) -> Tensor:
         """(B, F) from `encode` and (B, K, H, A), normalised by `spec` -> (E, B, K).

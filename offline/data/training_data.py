@@ -10,6 +10,7 @@ import numpy as np
 
 from offline.data.episodes import Episodes
 from offline.errors import InputError, did_you_mean
+from offline.naming import own_names
 from offline.networks.normalizer import low_dim_keys
 from offline.spec import ActionSpec, Scale
 
@@ -35,15 +36,15 @@ def training_spec(episodes: Episodes, scale: Scale, chunk: int) -> ActionSpec:
 def wanted_keys(
     episodes: Episodes, obs_keys: Sequence[str], image_keys: Sequence[str]
 ) -> list[str] | None:
-    """The observations to read: those named, every vector beside images; None reads the default.
+    """The observations to read, by the dataset's names: those asked for, every vector beside
+    images; None reads the default.
 
     Raises:
-        InputError: the dataset has no such observation.
+        InputError: the dataset has no such observation, or several may be meant.
     """
     known = episodes.obs_shapes
-    for key in (*obs_keys, *image_keys):
-        if key not in known:
-            raise InputError(f'the dataset has no observation "{key}".{did_you_mean(key, known)}')
+    obs_keys = own_names(obs_keys, known, "the dataset")
+    image_keys = own_names(image_keys, known, "the dataset")
     if not obs_keys and not image_keys:
         return None
     flat = obs_keys or [key for key, shape in known.items() if len(shape) == 1]

@@ -17,8 +17,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +26,16 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
-from offline.arrays import check_kind, single
 from offline.data.episodes import Episode
 from offline.documents import as_document, read_document
 from offline.errors import InputError, shown
+from offline.naming import match_names
+from offline.pictures import resize
 from offline.spec import ActionSpec
+from robots.datasets.frame_cache import cached
 from robots.datasets.hdf5 import as_observation, require_file
-from robots.datasets.lerobot_video import read_frames
+from robots.datasets.lerobot_video import Clip, read_frames
+from robots.datasets.parquet import as_matrix, open_parquet
 from robots.datasets.statistics import guess_bounds, spec_from_actions
 
 OBSERVATION = "observation."
@@ -80,13 +82,22 @@ class LeRobotEpisodes:
 
     Args:
         path: the folder that holds meta/ and data/.
-        videos: decode video observations too (needs imageio-ffmpeg).
+        videos: videos to decode, by their names such as "images.top"; True decodes all. Needs PyAV
+            or imageio-ffmpeg. Frames are kept on the disk, see `robots.datasets.frame_cache`.
+        image_size: height and width that pictures and frames are resized to; default their own.
 
     Raises:
-        InputError: another version, or files that are missing or damaged.
+        InputError: another version, a video that could be several, or files that are missing or
+            damaged.
     """
 
-    def __init__(self, path: str | Path, *, videos: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        videos: bool | Sequence[str] = False,
+        image_size: int | None = None,
+    ) -> None:
         self.path = Path(path).expanduser()
         require_file(self.path)
         info = self._info = read_document(self.path / "meta" / "info.json", Info)
@@ -100,20 +111,25 @@ class LeRobotEpisodes:
             raise InputError(f'"{self.path}": meta/info.json lists no feature "action"')
         seen = {k: v for k, v in features.items() if k.startswith(OBSERVATION)}
         videos_there = [k for k, v in seen.items() if v.dtype == "video"]
-        self._videos = videos_there if videos else []
-        skipped = [] if videos else videos_there
-        if skipped:
-            names = ", ".join(k.removeprefix(OBSERVATION) for k in skipped)
-            log.warning('"%s": skipping videos (%s); LeRobotEpisodes(videos=True)', path, names)
+        self._videos = _asked(videos, videos_there)
+        skipped = [key for key in videos_there if key not in self._videos]
+        names = [key.removeprefix(OBSERVATION) for key in skipped]
         kept = {k: v for k, v in seen.items() if k not in skipped}
         if not kept:
             raise InputError(
-                f'"{self.path}" has no observations but videos; open it with videos=True'
+                f'"{self.path}" has no observations but videos: name them with --image-keys '
+                f"{' '.join(names)}"
             )
+        if skipped and not self._videos:
+            log.warning('"%s": skipping videos; --image-keys %s reads them', path, " ".join(names))
         self._images = [k for k, v in kept.items() if v.dtype == "image"]
         self._columns = [k for k in kept if k not in self._videos]
+        self._stored_shapes = {key: _shape(kept[key]) for key in kept}
         self.obs_shapes: dict[str, tuple[int, ...]] = {
-            key.removeprefix(OBSERVATION): _shape(kept[key]) for key in sorted(kept)
+            key.removeprefix(OBSERVATION): (
+                (image_size, image_size, 3) if image_size and len(shape) == 3 else shape
+            )
+            for key, shape in sorted(self._stored_shapes.items())
         }
         self._rows = self._episodes()
         self.lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
@@ -252,10 +268,10 @@ class LeRobotEpisodes:
         )
         if not self._info.fps or not 0 < self._info.fps < 1e6:
             raise InputError(f'"{self.path}": meta/info.json has the fps {self._info.fps}')
-        shape = self.obs_shapes[key.removeprefix(OBSERVATION)]
-        return read_frames(
-            (path, float(self._info.fps)), float(said["from_timestamp"]), steps, name, shape
-        )
+        start, fps = float(said["from_timestamp"]), float(self._info.fps)
+        clip = Clip(path, fps, start, steps, self._stored_shapes[key])
+        height, width = self.obs_shapes[key.removeprefix(OBSERVATION)][:2]
+        return cached(clip, (height, width), lambda: read_frames(clip, name, (height, width)))
 
     # -- files
 
@@ -356,7 +372,8 @@ class LeRobotEpisodes:
         """(T, height, width, 3) from encoded bytes, or from files that the column names."""
         from PIL import Image
 
-        height, width = self.obs_shapes[key.removeprefix(OBSERVATION)][:2]
+        height, width = self._stored_shapes[key][:2]
+        size = self.obs_shapes[key.removeprefix(OBSERVATION)]
         frames = []
         for cell in column.to_pylist():
             try:
@@ -367,7 +384,7 @@ class LeRobotEpisodes:
                             f'{name}: a picture of "{shown(key)}" is {image.size}, expected '
                             f"{(width, height)} (width, height), as meta/info.json says"
                         )
-                    frames.append(np.asarray(image.convert("RGB")))
+                    frames.append(resize(np.asarray(image.convert("RGB")), (size[0], size[1])))
             except InputError:
                 raise
             except Exception as error:  # whatever a decoder raises of damaged bytes
@@ -377,6 +394,13 @@ class LeRobotEpisodes:
         if not frames:
             raise InputError(f'{name} has no pictures of "{shown(key)}"')
         return np.stack(frames)
+
+
+def _asked(videos: bool | Sequence[str], there: list[str]) -> list[str]:
+    """The videos to decode; a name of no video may be that of a picture."""
+    if isinstance(videos, bool):
+        return there if videos else []
+    return sorted(match_names(videos, there).values())
 
 
 def _shape(feature: Feature) -> tuple[int, ...]:
@@ -412,41 +436,3 @@ def _read_splits(saved: dict[str, Any], episodes: int) -> dict[str, np.ndarray]:
         if DIGITS.fullmatch(first) and DIGITS.fullmatch(last):
             found[name] = np.arange(min(int(first), episodes), min(int(last), episodes))
     return found
-
-
-@contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """A parquet file, open; damage becomes an InputError here too."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError('LeRobot datasets need pyarrow: pip install "genpol[data]"') from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
-    except (OSError, pyarrow.ArrowException, MemoryError, UnicodeDecodeError) as error:
-        raise InputError(f'cannot read "{path}": {shown(str(error), 160)}') from error
-
-
-def as_matrix(column: Any, where: str, name: str) -> np.ndarray:
-    """(T, D) float32 from a column of numbers or of lists (of fixed length or not).
-
-    Raises:
-        InputError: it holds something else, nothing in some rows, or rows of different lengths.
-    """
-    rows = len(column)
-    while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
-        lengths: list[Any] = getattr(
-            column, "value_lengths", list
-        )()  # none where all are of one length
-        if column.null_count or len(set(lengths)) > 1:
-            raise InputError(f'{where}: "{shown(name)}" has rows of different lengths')
-        column = column.flatten()
-    if column.null_count:
-        raise InputError(f'{where}: "{shown(name)}" has rows without a value')
-    values = np.asarray(column.to_numpy(zero_copy_only=False))
-    check_kind(values.dtype, where, name)
-    if not rows or len(values) % rows:
-        raise InputError(f'{where}: "{shown(name)}" has {len(values)} numbers in {rows} rows')
-    return single(values).reshape(rows, -1)

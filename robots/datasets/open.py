@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robots.datasets.hdf5 import open_hdf5, require_file
 from robots.datasets.labels import labelled
 from robots.datasets.memory import EpisodeList
 from robots.datasets.own import OwnEpisodes, check_description
+from robots.datasets.resized import Resized
 from robots.importing import import_object, one_line
 
 KNOWN = (
@@ -26,7 +28,13 @@ KNOWN = (
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)@(.*)", re.DOTALL)
 
 
-def open_dataset(path: str | Path, *, success: str | None = None) -> Episodes:
+def open_dataset(
+    path: str | Path,
+    *,
+    success: str | None = None,
+    images: Sequence[str] = (),
+    image_size: int | None = None,
+) -> Episodes:
     """Open a dataset of any known format, or by a reader of your own.
 
     Args:
@@ -35,14 +43,25 @@ def open_dataset(path: str | Path, *, success: str | None = None) -> Episodes:
         success: who says which episodes succeeded: "all", "last-reward", a FILE.csv of labels, or
             "module:function" of each episode. None takes labels.csv of the dataset's folder, if
             there is one, else what the dataset says. See `robots.datasets.labels`.
+        images: videos to decode, by the names of their observations; other pictures are read
+            anyway.
+        image_size: height and width that all pictures are resized to; default their own.
 
     Raises:
         InputError: missing, cut off, or of no known format; or the reader or the labels fail.
     """
-    return labelled(_open(path), success)
+    if image_size is not None and image_size < 1:
+        raise InputError(f"a picture has at least 1 pixel, received image_size={image_size}")
+    found = _open(path, images, image_size)
+    if image_size is not None and any(
+        len(shape) == 3 and tuple(shape[:2]) != (image_size, image_size)
+        for shape in found.obs_shapes.values()
+    ):
+        found = Resized(found, image_size)
+    return labelled(found, success)
 
 
-def _open(path: str | Path) -> Episodes:
+def _open(path: str | Path, images: Sequence[str], image_size: int | None) -> Episodes:
     text = str(path)
     if text.startswith("minari:"):
         from robots.datasets.minari import MinariEpisodes
@@ -52,7 +71,7 @@ def _open(path: str | Path) -> Episodes:
         return _read_by(*own.groups())
     path = Path(os.path.expanduser(path))
     require_file(path)
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    return _open_folder(path, images, image_size) if path.is_dir() else _open_file(path)
 
 
 def as_episodes(found: Any, name: str) -> Episodes:
@@ -84,11 +103,11 @@ def _read_by(reader: str, path: str) -> Episodes:
     return OwnEpisodes(as_episodes(found, f"what {reader} returned"), reader)
 
 
-def _open_folder(path: Path) -> Episodes:
+def _open_folder(path: Path, images: Sequence[str], image_size: int | None) -> Episodes:
     if (path / "meta" / "info.json").is_file():
         from robots.datasets.lerobot import LeRobotEpisodes
 
-        return LeRobotEpisodes(path)
+        return LeRobotEpisodes(path, videos=images, image_size=image_size)
     for folder in (path / "data", path):
         if (folder / "main_data.hdf5").is_file() or (folder / "metadata.json").is_file():
             from robots.datasets.minari import MinariEpisodes

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from offline.errors import InputError
+from offline.naming import match_names
 from offline.spec import ActionSpec
 from offline.types import Obs
 
@@ -19,8 +20,9 @@ STATE, IMAGE, IMAGES = "observation.state", "observation.image", "observation.im
 def rename(obs: Obs, expected: Sequence[str], keys: dict[str, str]) -> dict[str, Tensor]:
     """Our observation under LeRobot's keys; images become floats (B, 3, height, width) in [0, 1].
 
-    A key takes what `keys` names, else "state" feeds observation.state and image "x" feeds
-    observation.images.x; else observation.state takes all vectors in sorted key order, and any
+    A key takes what `keys` names, else what has its name up to prefix and separators (see
+    `offline.naming`): "state" feeds observation.state, an image "x" or "images.x"
+    observation.images.x. Else observation.state takes all vectors in sorted key order, and any
     image takes the only camera.
 
     Args:
@@ -29,16 +31,23 @@ def rename(obs: Obs, expected: Sequence[str], keys: dict[str, str]) -> dict[str,
         keys: LeRobot's key -> ours.
 
     Raises:
-        InputError: names the key that nothing of ours feeds.
+        InputError: names the key that nothing of ours feeds, or several things could.
     """
     images = [key for key, value in obs.items() if value.dtype == torch.uint8]
     numbers = sorted(key for key, value in obs.items() if value.ndim == 2 and key != "language")
-    ours = {_their_key(key, key in images): [key] for key in [*images, *numbers]}
-    if STATE not in ours and numbers:
-        ours[STATE] = numbers
+    if not expected:
+        theirs = {_their_key(key, key in images): None for key in [*images, *numbers]}
+        expected = [*theirs, *([STATE] if numbers and STATE not in theirs else [])]
+    found: dict[str, str] = {}
+    for kind, example in ((images, f"{IMAGES}.NAME"), (numbers, "observation.NAME")):
+        wanted = [k for k in expected if k not in keys and k.startswith(IMAGE) == (kind is images)]
+        found |= match_names(wanted, kind, f"say which with lerobot:DIR?{example}=KEY")
     renamed = {}
-    for key in expected or ours:
-        sources = [keys[key]] if key in keys else ours.get(key)
+    for key in expected:
+        name = keys.get(key, found.get(key))
+        sources = None if name is None else [name]
+        if sources is None and key == STATE and numbers:
+            sources = numbers
         if sources is None and key.startswith(IMAGE) and len(images) == 1:
             sources = images
         if not sources or any(source not in obs for source in sources):
@@ -87,4 +96,4 @@ def tile(value: Any, rows: int, n: int) -> Any:
 def _their_key(key: str, image: bool) -> str:
     if key.startswith("observation."):
         return key
-    return f"{IMAGES}.{key}" if image else f"observation.{key}"
+    return f"{IMAGES}.{key.removeprefix('images.')}" if image else f"observation.{key}"

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from offline.errors import InputError, SpecError, did_you_mean
+from offline.naming import match_names
 from offline.spec import ActionSpec, Scale
 from offline.types import Obs
 
@@ -92,6 +93,9 @@ class Observations:
             return named
         if key in obs:
             return [key]
+        others = [name for name in obs if name not in self.example]
+        if found := match_names([key], others, f"say which with octo:DIR?{key}=KEY"):
+            return [found[key]]
         if key == "proprio":
             return sorted(name for name, x in obs.items() if x.ndim == 2 and name != "language")
         images = [name for name, value in obs.items() if value.ndim == 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor
 
 from offline.errors import InputError, SpecError, did_you_mean, shown
+from offline.naming import match_names
+from offline.pictures import resize
 from offline.types import Obs
 
 _MAX_DEPTH = 8  # of maps in maps
 _MAX_PROMPT = 4000  # characters
 _NAMED = 20  # received keys that a message lists
+
+log = logging.getLogger(__name__)
 
 
 class Observations:
@@ -24,8 +29,9 @@ class Observations:
         shapes: what it needs, each without a batch axis.
         others: also take every other array as it comes, for a component that does not say what it
             needs.
-        rename: the message's keys -> the component's, such as {"observation/state": "state"};
-            the keys of a map inside the message are joined with "/".
+        rename: the message's keys -> the component's, such as {"eef": "state"}; the keys of a map
+            inside the message are joined with "/". What differs by prefix and separators only is
+            found without, see `offline.naming`.
         embed: instruction -> (384,) or (1, 384), where "language" is needed and the message has a
             "prompt" instead.
         prompt: the instruction where the message has none.
@@ -45,18 +51,23 @@ class Observations:
         """Whether `shapes` is all that there is."""
         self._rename, self._embed, self._prompt = dict(rename or {}), embed, prompt
         self._embedded: dict[str, Tensor] = {}
+        self._said: set[str] = set()
 
     def __call__(self, message: Mapping[str, Any]) -> Obs:
-        """One row (1, ...) for each key.
+        """One row (1, ...) for each key. Pictures of another size are resized, which is said once.
 
         Raises:
-            InputError: a key is missing, or has another shape or kind; names it.
+            InputError: a key is missing, could be several of the message's, or has another shape or
+                kind; names it.
         """
         flat = {self._rename.get(key, key): value for key, value in flatten(message).items()}
+        if not self.shapes.keys() <= flat.keys():
+            flat = self._under_our_names(flat)
         obs: Obs = {}
         for key, shape in self.shapes.items():
             if key in flat:
-                obs[key] = row_of(key, flat[key], shape)
+                value = self._of_size(key, flat[key], shape)
+                obs[key] = row_of(key, value, shape if self.complete else _as_sent(value, shape))
             elif key == "language" and self._embed is not None:
                 obs[key] = self._language(flat.get("prompt", self._prompt))
             else:
@@ -71,6 +82,27 @@ class Observations:
                 if isinstance(value := flat[key], np.ndarray | float | int):
                     obs[key] = row_of(key, value, np.shape(value))
         return obs
+
+    def _under_our_names(self, flat: dict[str, Any]) -> dict[str, Any]:
+        """The same entries, those that can only be one of ours under our name."""
+        renamed = set(self._rename.values())  # what the user has said is not matched again
+        wanted = [key for key in self.shapes if key not in renamed and key != "language"]
+        there = [key for key in flat if key not in renamed]
+        found = match_names(wanted, there, "pass --rename KEY=KEY, the robot's key first")
+        ours = {theirs: key for key, theirs in found.items()}
+        return {ours.get(key, key): value for key, value in flat.items()}
+
+    def _of_size(self, key: str, value: Any, shape: tuple[int, ...]) -> Any:
+        """A picture of another size at ours; anything else as it is, and everything for a component
+        that does not say what it needs: its pictures may be larger than the critic's."""
+        if not self.complete or not _is_picture(value, shape) or value.shape == shape:
+            return value
+        if key not in self._said:
+            self._said.add(key)
+            log.warning(
+                '"%s" comes as %d x %d and is resized to %d x %d', key, *value.shape[:2], *shape[:2]
+            )
+        return resize(value, shape[:2])
 
     def _language(self, prompt: Any) -> Tensor:
         if isinstance(prompt, np.ndarray) and prompt.dtype.kind == "U" and prompt.size == 1:
@@ -90,6 +122,18 @@ class Observations:
                 self._embedded.clear()
             self._embedded[text] = self._embed(text).reshape(1, -1)  # type: ignore[misc]
         return self._embedded[text]
+
+
+def _is_picture(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a picture is expected and has come, of whatever size."""
+    if len(shape) != 3 or not isinstance(value, np.ndarray) or value.dtype != np.uint8:
+        return False
+    return value.ndim == 3 and value.shape[2] == shape[2] == 3 and value.size > 0
+
+
+def _as_sent(value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that is expected of an entry: a picture may have any size."""
+    return value.shape if _is_picture(value, shape) else shape
 
 
 def flatten(message: Mapping[str, Any], prefix: str = "", depth: int = 1) -> dict[str, Any]:
