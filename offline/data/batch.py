@@ -110,6 +110,12 @@ class Rows:
             chunk=spec.chunk,
         )
 
+    def only(self, kept: Tensor) -> Rows:
+        """The transitions of which `kept` (N,) says true, over the same arrays."""
+        each = ("start", "following", "first", "last", "spoken", "reward", "discount")
+        each += ("mc_return", "success")
+        return replace(self, **{name: getattr(self, name)[kept] for name in each})
+
     @classmethod
     def join(cls, parts: list[Rows]) -> Rows:
         """One table of many; `parts` is emptied on the way, to hold little twice."""

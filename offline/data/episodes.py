@@ -31,6 +31,9 @@ class Episode:
     """The instruction."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Whatever else the dataset stores of the episode, such as "operator" or "seed"."""
+    observed: np.ndarray | None = None
+    """(T + 1,) bool: which observations were made. The others repeat the one before, and no
+    transition starts or ends there. Default: all of them."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -49,6 +52,8 @@ class Episode:
         if len(rewards) != steps:
             raise InputError(f"{name} has {steps} actions but {len(rewards)} rewards")
         check_shape(rewards.shape, name, "rewards", (steps,))
+        if self.observed is not None:
+            check_shape(self.observed.shape, name, "observed", (steps + 1,))
         if not isinstance(self.obs, dict):
             raise InputError(f"{name}: the observations should be a dict of arrays by name")
         for key, values in self.obs.items():

@@ -181,7 +181,10 @@ class Transitions:
         language = None if self.language is None else _embedded(self.language, episode)
         rows = Rows.of(episode, values, self.spec, self.obs_keys, language)
         rows.following = (rows.start + self.n_step).clamp(max=len(episode))
-        return rows
+        if episode.observed is None:
+            return rows
+        seen = torch.from_numpy(episode.observed)
+        return rows.only(seen[rows.start] & (seen[rows.following] | (rows.discount == 0)))
 
     def _refill(self, generator: Generator | None) -> None:
         """Drop the oldest episodes that were drawn from enough, read others in their place."""

@@ -104,6 +104,10 @@ def _read_by(reader: str, path: str) -> Episodes:
 
 
 def _open_folder(path: Path, images: Sequence[str], image_size: int | None) -> Episodes:
+    if (path / "genpol" / "recording.json").is_file():
+        from robots.datasets.recorded import RecordedEpisodes
+
+        return RecordedEpisodes(path, videos=images, image_size=image_size)
     if (path / "meta" / "info.json").is_file():
         from robots.datasets.lerobot import LeRobotEpisodes
 
