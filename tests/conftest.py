@@ -24,6 +24,7 @@ os.environ["XDG_CONFIG_HOME"] = str(_HOME / "config")
 os.environ["HF_HOME"] = str(_HOME / "huggingface")
 os.environ["MPLCONFIGDIR"] = str(_HOME / "matplotlib")
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["GENPOL_FRAME_CACHE_GB"] = "0"
 
 # Says how MuJoCo renders without a screen, which has to be said before anything imports it.
 import robots.envs.make  # noqa: F401

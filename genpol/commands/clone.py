@@ -23,6 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "data", "policy", "steps", "batch_size", "action_chunk", "filter", "lr", "obs_keys",
         "image_keys", "seed", "device", "output", "resume",
     ),
+    "dataset": ("success", "image_size"),
     "network": ("features", "width", "layers", "image_encoder", "language_model"),
     "sampling": ("denoising_steps", "sampler"),
     "learning": ("warmup", "weight_decay", "ema", "scale", "random_shift", "memory_gb"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genpol.commands.wandb_options import WandbOptions
-from offline.ranges import Count, Threads
+from offline.ranges import Count, Size, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,11 @@ class DatasetRunOptions(WandbOptions):
     data: str | None = None
     """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
     yours. `genpol data info` describes it. Default: none, a new run needs one."""
+    success: str | None = None
+    """Who says which episodes succeeded: all, last-reward, a FILE.csv of labels, or module:function
+    of each episode. Default: labels.csv in the folder of --data, else what the dataset says."""
+    image_size: Size | None = None
+    """Height and width that pictures are resized to, at least 1. Default: as they are stored."""
     language_model: str | None = None
     """Sentence encoder that shows the learner the instructions: "shipped", or a folder. Default:
     none, instructions are not used."""

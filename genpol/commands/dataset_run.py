@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genpol.commands.dataset_options import DatasetRunOptions
+from genpol.commands.opened import opened
 from genpol.runs.machine import learning, on_this_machine
 from offline.data.dataset_config import DatasetConfig
 from offline.errors import InputError
@@ -89,13 +90,12 @@ def dataset_run(
     from genpol.runs.run import Run
     from genpol.training.dataset_session import DatasetSession
     from offline.networks.language import embedder
-    from robots.datasets.open import open_dataset
 
     options: Any = config
     device = pick_device(config.device)
     language = embedder(config.language_model) if config.language_model else None
     learning = learn(
-        open_dataset(config.data or ""),
+        opened(config.data or "", config),
         settings(**{f.name: getattr(config, f.name) for f in fields(settings)}),
         device=device,
         language=language,

@@ -77,8 +77,12 @@ class Labelled:
         episode = self.source[position]
         success = self._judge(episode, position)
         steps = min(self._ends.get(position, len(episode)), len(episode))
+        by_hand = episode.meta.get("intervention")  # of each step of a recording
+        cut = {"intervention": by_hand[:steps]} if isinstance(by_hand, list) else {}
         return replace(
             episode,
+            meta={**episode.meta, **cut},
+            observed=None if episode.observed is None else episode.observed[: steps + 1],
             obs={key: values[: steps + 1] for key, values in episode.obs.items()},
             actions=episode.actions[:steps],
             rewards=episode.rewards[:steps],

@@ -26,8 +26,10 @@ import numpy as np
 from offline.data.episodes import Episode
 from offline.documents import read_document
 from offline.errors import InputError, shown
+from offline.pictures import resize
 from offline.spec import ActionSpec
-from robots.datasets.lerobot import LeRobotEpisodes, as_matrix, open_parquet
+from robots.datasets.lerobot import LeRobotEpisodes
+from robots.datasets.parquet import as_matrix, open_parquet
 
 FORMAT = 1
 FOLDER = "genpol"
@@ -158,6 +160,8 @@ class RecordedEpisodes(LeRobotEpisodes):
         obs = dict(episode.obs)
         final = self._final(index)
         for key, last in final.items():
+            if key in obs and last.ndim == 3 and last.dtype == np.uint8:
+                last = resize(last, (obs[key].shape[1], obs[key].shape[2]))
             if key in obs and obs[key].shape[1:] == last.shape:
                 obs[key] = np.concatenate([obs[key][:-1], last[None].astype(obs[key].dtype)])
         observed[-1] = bool(final)
@@ -182,6 +186,10 @@ class RecordedEpisodes(LeRobotEpisodes):
     def facts(self, index: int) -> Facts:
         """What is known of an episode as a whole."""
         return self._decisions(index)[0]
+
+    def success_of(self, index: int) -> bool | None:
+        """What the robot said last of an episode's success."""
+        return self.facts(index).success
 
     def decisions(self, index: int) -> Decisions:
         """The decisions of one episode.

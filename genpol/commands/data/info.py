@@ -18,6 +18,11 @@ class DataInfo:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
     yours."""
+    success: str | None = None
+    """Who says which episodes succeeded: all, last-reward, a FILE.csv of labels, or module:function
+    of each episode. Default: labels.csv in the dataset's folder, else what the dataset says."""
+    image_keys: tuple[str, ...] = ()
+    """Videos to decode, by the name of their observation. Default: none."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -32,7 +37,7 @@ def run(config: DataInfo) -> None:
     from robots.datasets.describe import describe
     from robots.datasets.open import open_dataset
 
-    episodes = open_dataset(config.data)
+    episodes = open_dataset(config.data, success=config.success, images=config.image_keys)
 
     def progress(indices: range) -> tqdm:
         return tqdm(indices, unit="episode", leave=False, disable=len(indices) < 20, delay=2)

@@ -91,10 +91,17 @@ def tuned(config: Steer, policy: Policy, values: Critic) -> dict[str, Any]:
     from robots.datasets.open import open_dataset
 
     assert config.tune is not None
+    pictures = {
+        key: shape[0]
+        for part in (values, policy)
+        for key, shape in (getattr(part, "obs_shapes", None) or {}).items()
+        if len(shape) == 3
+    }
+    size = next(iter(pictures.values()), None)  # one of all: steering draws them square
     tuning = tune(
         policy,
         values,
-        held_out_observations(open_dataset(config.tune)),
+        held_out_observations(open_dataset(config.tune, images=[*pictures], image_size=size)),
         num_candidates=config.num_candidates,
         seed=config.seed,
     )

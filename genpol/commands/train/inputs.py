@@ -126,9 +126,9 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
 
         episodes = as_episodes(given.data, "data")
     elif config.data is not None:
-        from robots.datasets.open import open_dataset
+        from genpol.commands.opened import opened
 
-        episodes = open_dataset(config.data)
+        episodes = opened(config.data, config)
     env = config.env or (None if episodes is None else episodes.env)
     if env is None and not alone:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
@@ -221,18 +221,22 @@ def _image_sizes(config: Train, episodes: Any) -> dict[str, int]:
     """Cameras to add to the environment: key -> height and width."""
     if not config.image_keys:
         return {}
-    from offline.errors import InputError, did_you_mean
+    from offline.errors import InputError
+    from offline.naming import own_names
 
+    keys = config.image_keys
+    if episodes is not None:
+        keys = own_names(keys, episodes.obs_shapes, "the dataset")
     sizes = {}
-    for key in config.image_keys:
+    for key in keys:
         shape: tuple[int, ...] = (IMAGE_SIZE, IMAGE_SIZE, 3)
         if episodes is not None:
-            if key not in episodes.obs_shapes:
-                hint = did_you_mean(key, episodes.obs_shapes)
-                raise InputError(f'the dataset has no observation "{key}".{hint}')
             shape = episodes.obs_shapes[key]
         if len(shape) != 3 or shape[0] != shape[1]:
-            raise InputError(f'"{key}" is {shape} in the dataset, expected a square image')
+            raise InputError(
+                f'"{key}" is {shape} in the dataset, expected a square image: pass --image-size '
+                f"{IMAGE_SIZE}"
+            )
         sizes[key] = shape[0]
     return sizes
 

@@ -10,7 +10,7 @@ from genpol.agents.config import FAITHFUL, TrainConfig, usual
 from genpol.agents.tuning_checks import check_tuning
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.errors import InputError, did_you_mean
-from offline.ranges import Amount, Count, Few, Threads
+from offline.ranges import Amount, Count, Few, Size, Threads
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -54,8 +54,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "lipschitz_attack", "value_diversity",
     ),
     "observations, environment and reward": (
-        "obs_keys", "image_keys", "image_encoder", "random_shift", "num_envs", "env_workers",
-        "max_steps", "distractors", "reward_scale", "follow_statistics",
+        "success", "obs_keys", "image_keys", "image_size", "image_encoder", "random_shift",
+        "num_envs", "env_workers", "max_steps", "distractors", "reward_scale", "follow_statistics",
     ),
     "learning": (
         "batch_size", "policy_utd", "offline_fraction", "offline_updates", "start_steps",
@@ -81,6 +81,13 @@ class Train(TrainConfig, WandbOptions):
     """Demonstrations: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a
     reader of yours. Default: none; the agent learns from --base, or from scratch (see
     --start-steps)."""
+    success: str | None = None
+    """Who says which episodes of --data succeeded: all, last-reward, a FILE.csv of labels, or
+    module:function of each episode. Default: labels.csv in the folder of --data, else what the
+    dataset says."""
+    image_size: Size | None = None
+    """Height and width that the pictures of --data are resized to, at least 1. Default: as they are
+    stored."""
     base: str | None = None
     """Policy to start from: a folder of `genpol clone`, or robomimic:FILE, octo:DIR, lerobot:DIR,
     module:function or ws://HOST:PORT, which stay frozen. Default: a policy cloned from --data."""

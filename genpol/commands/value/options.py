@@ -28,9 +28,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "data", "model", "reward", "steps", "batch_size", "seed", "device", "output", "resume",
     ),
     "robots (--data)": (
-        "critic", "action_chunk", "discount", "obs_keys", "image_keys", "ensemble", "hidden",
-        "image_encoder", "language_model", "target_rate", "expectile", "scale", "random_shift",
-        "actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup",
+        "success", "critic", "action_chunk", "discount", "obs_keys", "image_keys", "image_size",
+        "ensemble", "hidden", "image_encoder", "language_model", "target_rate", "expectile",
+        "scale", "random_shift", "actor_lr", "cql_alpha", "cql_actions", "cql_actor", "cql_backup",
     ),
     "images (--model): what it learns from": (
         "prompts", "lora", "unet", "num_prompts", "images_per_prompt", "other_prompts",

@@ -51,7 +51,7 @@ def test_videos_are_skipped_with_one_line_or_decoded(
     pytest.importorskip("imageio_ffmpeg")
     write(tmp_path, video=True)
     assert "images.side" not in open_dataset(tmp_path).obs_shapes
-    assert len(caplog.messages) == 1 and "images.side" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "--image-keys images.side" in caplog.messages[0]
 
     folder = tmp_path / "videos" / "observation.images.side" / "chunk-000"
     folder.mkdir(parents=True)
@@ -62,6 +62,19 @@ def test_videos_are_skipped_with_one_line_or_decoded(
     frames = read[1].obs["images.side"]
     assert frames.shape == (6, 32, 48, 3)
     assert frames.mean((1, 2, 3)) == pytest.approx([60, 80, 100, 120, 140, 140], abs=6)
+
+    small = open_dataset(tmp_path, images=["side"], image_size=8)  # by a part of its name
+    assert small.obs_shapes == {"images.side": (8, 8, 3), "images.top": (8, 8, 3), "state": (2,)}
+    seen = small[1].obs
+    assert seen["images.side"].mean((1, 2, 3)) == pytest.approx(frames.mean((1, 2, 3)), abs=1)
+    assert seen["images.top"].shape == (6, 8, 8, 3) and seen["images.top"][:, 0, 0, 0].max() == 7
+    video = folder / "file-000.mp4"
+    video.write_bytes(video.read_bytes()[:300])
+    with pytest.raises(InputError, match='episode 1: cannot decode ".*file-000.mp4"'):
+        small[1]
+    video.unlink()
+    with pytest.raises(InputError, match="episode 1: there is no video"):
+        small[1]
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
