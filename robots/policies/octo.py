@@ -3,7 +3,8 @@
 A model has `create_tasks(texts=)`, `sample_actions(observations, tasks, rng=, ...)`,
 `dataset_statistics`, `example_batch`, `config` and `load_pretrained(DIR)`, as Octo's `OctoModel`
 does. It is asked for normalised actions; `spec` holds the statistics that un-normalise them, so
-that a critic can be given them in the environment's units.
+that a critic can be given them in the environment's units. Octo's own package runs on any JAX: the
+older names that it uses are supplied while it runs, see `robots/policies/octo_names.py`.
 
 Options after `?`: `model=package.module:Class` (another class with this interface), `dataset=NAME`
 (whose statistics, where the checkpoint has several), `normalization=normal|bounds`, `window=1`,
@@ -42,6 +43,7 @@ from robots.policies.octo_format import (
     window_of,
 )
 from robots.policies.octo_head import Head, call, create_task, probe
+from robots.policies.octo_names import old_names
 
 OCTO = "octo.model.octo_model:OctoModel"
 INSTALL = (
@@ -122,7 +124,8 @@ class OctoPolicy:
         task = self._task(filled)
 
         def ask(key: Any, **options: Any) -> np.ndarray:
-            act = call(self.model, batch, task, key, {**self._options, **options})
+            with old_names():  # a batch of another size is traced anew
+                act = call(self.model, batch, task, key, {**self._options, **options})
             return act[..., -1, :, :] if self.head.window else act
 
         return ask, rows
@@ -139,7 +142,8 @@ class OctoPolicy:
         """The instruction as the model takes it, for each row; created once per instruction."""
         if (self.language, rows) not in self._tasks:
             if (self.language, 1) not in self._tasks:
-                self._tasks[self.language, 1] = create_task(self.model, self.language)
+                with old_names():
+                    self._tasks[self.language, 1] = create_task(self.model, self.language)
             self._tasks[self.language, rows] = jax.tree_util.tree_map(
                 lambda x: np.repeat(np.asarray(x), rows, axis=0), self._tasks[self.language, 1]
             )
@@ -171,14 +175,18 @@ def load_octo(
     """
     options = dict(options or {})
     name = options.pop("model", OCTO)
+    if "://" not in (path := str(folder)):
+        path = os.path.abspath(path)  # orbax reads no other
     try:
-        model_class = import_object(name, what="an Octo model")
+        with old_names():
+            model_class = import_object(name, what="an Octo model")
     except InputError as error:
         if name == OCTO and isinstance(error.__cause__, ImportError):
             raise InputError(f"{INSTALL} ({one_line(error.__cause__)})") from error
         raise
     try:
-        model = model_class.load_pretrained(str(folder))
+        with old_names():
+            model = model_class.load_pretrained(path)
     except Exception as error:
         raise InputError(
             f"octo:{folder} does not load with {name}: {one_line(error)}; expected config.json, "
@@ -231,7 +239,8 @@ def wrap(
         example, keys=options, proprio=statistics.get("proprio"), scale=SCALES[normalization]
     )
     keys = tuple(jax.random.split(jax.random.PRNGKey(0)))
-    head = probe(model, observations, language or "", window or longest, keys, always)
+    with old_names():
+        head = probe(model, observations, language or "", window or longest, keys, always)
     dim = len(statistics["action"]["mean"])
     if head.dim < dim:
         raise SpecError(
