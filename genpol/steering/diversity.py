@@ -57,7 +57,9 @@ def _why(base: Policy, obs: Obs) -> str:
     if torch.allclose(first, second):
         return (
             "a deterministic head (MSE or L1), low-noise decoding (robomimic's low_noise_eval), "
-            "or a server that ignores seeds; steering has nothing to choose from"
+            "or a server that ignores seeds; steering has nothing to choose from. "
+            "--candidate-noise 0.1 of `genpol steer` and `genpol serve` proposes around the one "
+            "chunk, and the edits of `genpol train --agent expo` learn how to move it"
         )
     return (
         "they differ from call to call but not within one, so the policy draws one noise for the "

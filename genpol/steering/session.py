@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genpol.reports.videos import film_pair, write_video
+from genpol.steering.around import candidates_of
 from genpol.steering.paired_episodes import MakeEnv, Mode, Rollouts, run_episodes, stack
 from genpol.steering.result import TITLES, ArmResult, SteerResult
 from genpol.steering.select import Select, argmax, keep_if_better, random_choice, softmax
@@ -30,6 +31,8 @@ class Arms:
     """Ensemble disagreement above which the base's own sample is executed."""
     deadline: float | None = None
     """Seconds for a decision."""
+    candidate_noise: float = 0.0
+    """Candidates lie around one proposal, see `genpol.steering.around`; 0: all are proposed."""
     filtered: Policy | None = None
     """A clone of the successful episodes, for the arm of that name."""
     diversity: str | None = None
@@ -44,13 +47,17 @@ class Arms:
         if arm == "filtered":
             assert self.filtered is not None
             return self.filtered
+        count, edit = candidates_of(
+            self.policy.spec, self.value.spec, self.num_candidates, self.candidate_noise
+        )
         if arm == "random":
-            return Steered(self.policy, self.value, self.num_candidates, random_choice())
+            return Steered(self.policy, self.value, count, random_choice(), edit=edit)
         return Steered(
             self.policy,
             self.value,
-            self.num_candidates,
+            count,
             self.select,
+            edit=edit,
             gate=self.gate,
             deadline=self.deadline,
         )

@@ -77,7 +77,7 @@ class OctoPolicy:
         if head.deterministic:
             self.notes.append(
                 "the Octo model's head is deterministic (MSE or L1): all proposals are one action, "
-                "there is nothing to rank"
+                "there is nothing to rank unless candidates lie around it (--candidate-noise)"
             )
 
     def reset(self) -> None:

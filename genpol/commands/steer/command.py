@@ -115,6 +115,7 @@ def steer(config: Steer) -> SteerResult:
         num_candidates=config.num_candidates,
         gate=chosen.get("gate", config.gate),
         deadline=config.deadline_ms / 1e3 if config.deadline_ms else None,
+        candidate_noise=config.candidate_noise,
         filtered=filtered,
     )
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
@@ -208,6 +209,8 @@ def settings(config: Steer, chosen: dict[str, Any]) -> dict[str, Any]:
         shown["temperature"] = chosen.get("temperature", config.temperature)
     if (gate := chosen.get("gate", config.gate)) is not None:
         shown["gate"] = gate
+    if config.candidate_noise:
+        shown["candidate noise"] = config.candidate_noise
     if config.deadline_ms:
         shown["deadline, ms"] = config.deadline_ms
     return shown | {"seed": config.seed}

@@ -19,7 +19,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "policy", "value", "env", "num_candidates", "temperature", "tune", "episodes", "videos",
         "seed", "output",
     ),
-    "choice": ("margin", "gate", "value_weights", "deadline_ms", "any_task"),
+    "choice": (
+        "margin", "gate", "value_weights", "candidate_noise", "deadline_ms", "any_task",
+    ),
     "comparison": ("arms", "filtered", "parallel"),
     "environment and instruction": ("max_steps", "instruction", "language_model"),
     "run": ("device", "threads", "trust", *WANDB),
@@ -52,6 +54,10 @@ class Steer(WandbOptions):
     gate: NotNegative | None = None
     """Keep the base policy's own sample where the critics disagree by more than this, in units of
     the value, at least 0. Default: off."""
+    candidate_noise: NotNegative = 0.0
+    """Candidates around the policy's proposal, for policies that always propose the same (ACT, an
+    L1 or MSE head): the policy is asked once, and the others lie at most this far from its answer,
+    in standard deviations of the data, at least 0. 0 asks the policy for all candidates."""
     tune: str | None = None
     """Dataset whose held-out episodes choose temperature and gate. --margin and --gate cannot be
     given beside it. Default: off."""
