@@ -10,14 +10,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from offline.errors import InputError
+from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 from robots.serving.client import RemotePolicy
 from robots.serving.observations import Observations
-from robots.serving.sessions import decide, take_reset
+from robots.serving.sessions import considered, decide
+from robots.serving.told import Listener, take_told
 from robots.serving.turns import Steps
 
 
@@ -41,6 +44,8 @@ class ProxySession:
         num_candidates: answers to ask for; under a deadline, those that arrive are ranked.
         observations: what the choice is made by; the robot's message goes on as it is.
         generator: noise of the choice.
+        spec: of the actions, in the environment's units.
+        listener: is told what the robot says and is answered.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class ProxySession:
         num_candidates: int,
         observations: Observations,
         generator: Generator,
+        spec: ActionSpec,
+        listener: Listener | None = None,
     ) -> None:
         self._connect, self._steer, self._num_candidates = connect, steer, num_candidates
         self._observations, self._generator = observations, generator
@@ -58,15 +65,24 @@ class ProxySession:
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="upstream")
         self._remote: RemotePolicy | None = None
         self._closed = False
+        self._spec, self._listener, self._over = spec, listener, False
 
     @torch.no_grad()
     def infer(self, request: dict[str, Any], arrived: float) -> Steps:
         """The chosen answer, with "steer" added: how it was chosen."""
-        reset = take_reset(request)
-        if reset and self._made is not None:
+        told = take_told(request, self._spec.dim, None)
+        if self._listener is not None and told.anything:
+            self._listener.told(told, request)
+        anew = told.reset or self._over
+        if anew and self._made is not None:
             self._made[1].reset()
-        if reset and not request:
-            return {"reset": True}
+        self._over = told.ends and not told.reset
+        if self._made is not None and told.executed is not None and not anew:
+            forward, _ = self._made  # instead of the chunk that was answered
+            done = told.executed[max(0, len(told.executed) - forward.spec.chunk) :]
+            forward.commit(forward.spec.normalize(torch.from_numpy(done))[None])
+        if told.alone:
+            return told.echo()
         obs = self._observations(request)  # before the other server is asked in vain
         asked = self._asking.submit(self._ask, request, arrived)
         yield asked
@@ -77,13 +93,22 @@ class ProxySession:
         forward, chooser = self._made
         forward.arrived, chooser.num_candidates = proposals, proposals.shape[1]
         answers = remote.answers[0]
-        act, steer = decide(chooser, obs, self._generator, arrived)
+        act, steer, decision = decide(chooser, obs, self._generator, arrived)
         forward.commit(act[None])
-        return {**answers[steer["chosen"]], "steer": steer}
+        answer = {**answers[steer["chosen"]], "steer": steer}
+        if self._listener is not None and not self._over:
+            sent = np.asarray(answer.get("actions", answer.get("action")), np.float32)
+            sent = sent[None] if sent.ndim == 1 else sent
+            self._listener.decided(
+                request, considered(decision, forward.spec, sent, arrived, steer)
+            )
+        return answer
 
     def close(self) -> None:
         """Close the connections to the other server, without waiting for it."""
         self._closed = True
+        if self._listener is not None:
+            self._listener.close()
         if self._remote is not None:
             self._remote.interrupt()
         self._asking.submit(self._hang_up)

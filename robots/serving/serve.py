@@ -83,6 +83,7 @@ class PolicyServer:
             have to be said in the worker, see `offline.threads`.
         ready: called with the address once listening.
         insecure: listen where others can reach it without an `api_key`.
+        ended: called once nobody is served any more.
 
     Attributes:
         address: such as "ws://127.0.0.1:8000", once listening.
@@ -106,6 +107,7 @@ class PolicyServer:
         threads: int | None = None,
         ready: Callable[[str], None] | None = None,
         insecure: bool = False,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         if max_message_bytes < 1 or not rate_limit > 0 or max_connections < 1:
             raise InputError("message size, rate limit and connections must be positive")
@@ -116,7 +118,7 @@ class PolicyServer:
         self._rates = RateLimit(rate_limit)
         self._max_connections, self._connections = max_connections, 0
         self._metadata = pack(dict(metadata or {}))
-        self._ready = ready
+        self._ready, self._ended = ready, ended
         # One worker for the policies' compute, while the event loop stays responsive.
         self._turns = Turns(begin=lambda: _use_threads(threads))
         self._failures: set[str] = set()  # kinds of exceptions whose traceback was logged
@@ -208,6 +210,8 @@ class PolicyServer:
                 self._ready(self.address)
             await self._stop.wait()
         await asyncio.to_thread(self._turns.close)
+        if self._ended is not None:
+            await asyncio.to_thread(self._ended)
 
     def _leave(self) -> None:
         """The first signal asks; the next one meets Python's own handler, and insists."""

@@ -14,6 +14,7 @@ from robots.serving.observations import Observations, merged
 from robots.serving.per_client import copier, find_weights, noise
 from robots.serving.serve import PolicyServer, Session
 from robots.serving.sessions import FEATURES, Limits, PolicySession
+from robots.serving.told import Listener
 
 
 def serve_policy(
@@ -81,6 +82,7 @@ def policy_sessions(
     again: Callable[[], Policy],
     seed: int,
     limits: Limits,
+    listen: Callable[[], Listener | None] = lambda: None,
 ) -> tuple[Callable[[], Session], dict[str, Any]]:
     """What makes each client's session with a policy, and the metadata that clients are sent.
 
@@ -90,11 +92,12 @@ def policy_sessions(
         again: loads the policy anew where it cannot be copied.
         seed: of the clients' streams of noise.
         limits: of each client.
+        listen: makes what is told of each client's conversation, if anything.
     """
     make_policy, generators = copier(policy, again), noise(seed)
 
     def make_session() -> Session:
-        return PolicySession(make_policy(), observations, next(generators), limits)
+        return PolicySession(make_policy(), observations, next(generators), limits, listen())
 
     ours: dict[str, Any] = {"features": list(FEATURES), "spec": policy.spec.to_dict()}
     if observations.complete:

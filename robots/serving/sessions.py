@@ -2,9 +2,7 @@
 
 Beside its observation, a request may hold:
 
-    reset        True begins a new episode; alone, it is only that
-    executed     (H', A) in the environment's units: what the robot really did of the last answer;
-                 all of it where this is missing, nothing of it where H' is 0
+    reset, executed, intervention, reward, success    see `robots/serving/told.py`
     num_samples  n: answer n proposals (n, H, A) instead of one decision
     seed         of this request's noise
 
@@ -26,10 +24,12 @@ from torch import Generator, Tensor
 from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
-from robots.serving.observations import Observations, kind_of, numbers, row_of
+from robots.serving.observations import Observations
 from robots.serving.rate_limit import RateLimit
+from robots.serving.told import FEATURES as TOLD
+from robots.serving.told import Decided, Listener, take_told
 
-FEATURES = ("reset", "executed", "num_samples", "seed")
+FEATURES = (*TOLD, "num_samples", "seed")
 """Announced in the metadata, as {"genpol": {"features": ...}}."""
 
 
@@ -53,6 +53,7 @@ class PolicySession:
         observations: see `Observations`.
         generator: noise of the requests that bring no seed.
         limits: of this client.
+        listener: is told what the client says and is answered.
     """
 
     def __init__(
@@ -61,38 +62,48 @@ class PolicySession:
         observations: Observations,
         generator: Generator,
         limits: Limits | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self._policy, self._observations, self._generator = policy, observations, generator
         self._limits = limits or Limits()
         self._rate = RateLimit(self._limits.samples_per_second, "samples")
         # Committed with the next request, which may say that less was executed.
         self._pending: Tensor | None = None
+        self._listener, self._over = listener, False
         policy.reset()
 
     @torch.no_grad()
     def infer(self, request: dict[str, Any], arrived: float) -> Steps[None, None, dict[str, Any]]:
         """{"actions": (H, A) float32 in the environment's units, "steer": ... of a steered one}."""
         policy, spec = self._policy, self._policy.spec
-        reset, count, seed, executed = _extras(request, spec, self._limits.max_samples)
-        if reset:
+        told = take_told(request, spec.dim, spec.chunk)
+        count, seed = _extras(request, self._limits.max_samples)
+        if self._listener is not None and told.anything:
+            self._listener.told(told, request)
+        if told.reset or self._over:
             policy.reset()
             self._pending = None
-            if not request:
-                return {"reset": True}
+        elif told.executed is not None:  # instead of the chunk that was answered
+            done = told.executed[max(0, len(told.executed) - spec.chunk) :]
+            self._pending = spec.normalize(torch.from_numpy(done))[None]
+        self._over = told.ends and not told.reset
+        if told.alone:
+            return told.echo()
         obs = self._observations(request)
         if count is not None:
             self._rate.take(number=count)
         generator = self._generator
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-        pending, self._pending = self._pending if executed is None else executed, None
+        pending, self._pending = self._pending, None
         if pending is not None and pending.shape[1]:
             policy.commit(pending)
         answer: dict[str, Any] = {}
+        decision = None
         if count is not None:
             act = yield from self._samples(obs, count, generator, arrived)
         elif hasattr(policy, "decide"):
-            act, answer["steer"] = decide(policy, obs, generator, arrived)
+            act, answer["steer"], decision = decide(policy, obs, generator, arrived)
         else:
             act = policy.sample(obs, 1, generator)[0, 0]
         raw = spec.unnormalize(act.detach().float().cpu())
@@ -101,6 +112,10 @@ class PolicySession:
         raw = spec.clip(raw)
         if count is None:
             self._pending = spec.normalize(raw)[None]
+            if self._listener is not None and not self._over:
+                sent = raw.numpy()
+                decided = considered(decision, spec, sent, arrived, answer.get("steer", {}))
+                self._listener.decided(request, decided)
         return {"actions": raw.numpy(), **answer}
 
     def _samples(
@@ -123,7 +138,9 @@ class PolicySession:
         return torch.cat(drawn)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """The client has gone."""
+        if self._listener is not None:
+            self._listener.close()
 
 
 def deadline_of(policy: Any) -> float | None:
@@ -133,7 +150,7 @@ def deadline_of(policy: Any) -> float | None:
 
 def decide(
     policy: Any, obs: Obs, generator: Generator, arrived: float
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, dict[str, Any], Any]:
     """One decision of a steered policy, for a batch of one.
 
     Args:
@@ -143,12 +160,12 @@ def decide(
         arrived: when the request came: it may have waited for its turn.
 
     Returns:
-        the action (H, A), normalised, and how it was chosen.
+        the action (H, A), normalised, how it was chosen, and the whole decision.
     """
     due = {} if deadline_of(policy) is None else {"since": arrived}
     decision = policy.decide(obs, generator, **due)
     scores, chosen = decision.scores[0].float(), int(decision.chosen[0])
-    return decision.action[0], {
+    said = {
         "num_candidates": len(scores),
         "chosen": chosen,
         "score": float(scores[chosen]),
@@ -156,40 +173,37 @@ def decide(
         "spread": float(decision.spread[0]),
         "fell_back": bool(decision.fell_back[0]),
     }
+    return decision.action[0], said, decision
 
 
-def take_reset(request: dict[str, Any]) -> bool:
-    """Takes "reset" out of a request.
+def considered(
+    decision: Any, spec: ActionSpec, answer: np.ndarray, arrived: float, steer: dict[str, Any]
+) -> Decided:
+    """What a listener is told of a decision.
 
-    Raises:
-        InputError: it is neither true nor false.
+    Args:
+        decision: of a steered policy, for a batch of one; None of a plain one.
+        spec: of the policy.
+        answer: (H', A), what the robot is sent, in the environment's units.
+        arrived: when the request came.
+        steer: how it was chosen, as the robot is told.
     """
-    reset = request.pop("reset", False)
-    if isinstance(reset, np.ndarray) and reset.size == 1:
-        reset = reset.item()
-    if not isinstance(reset, bool | np.bool_ | int | np.integer) or reset not in (0, 1):
-        raise InputError(f'"reset" is {shown(kind_of(reset))}, expected true or false')
-    return bool(reset)
+    latency, version = perf_counter() - arrived, str(steer.get("version", ""))
+    if decision is None:
+        none = np.empty(0, np.float32)
+        return Decided(answer[None], none, 0, answer, latency, version)
+    candidates = spec.clip(spec.unnormalize(decision.candidates[0].detach().float().cpu()))
+    scores = decision.scores[0].detach().float().cpu().numpy()
+    return Decided(candidates.numpy(), scores, int(decision.chosen[0]), answer, latency, version)
 
 
-def _extras(
-    request: dict[str, Any], spec: ActionSpec, max_samples: int
-) -> tuple[bool, int | None, int | None, Tensor | None]:
-    """Takes reset, num_samples, seed and executed (1, H', A; normalised) out of the request."""
-    reset = take_reset(request)
+def _extras(request: dict[str, Any], max_samples: int) -> tuple[int | None, int | None]:
+    """Takes num_samples and seed out of the request."""
     count = _whole("num_samples", request.pop("num_samples", None))
     seed = _whole("seed", request.pop("seed", None))
     if count is not None and not 1 <= count <= max_samples:
         raise InputError(f'"num_samples" is {count}, expected 1 to {max_samples}')
-    executed = request.pop("executed", None)
-    if executed is None:
-        return reset, count, seed, None
-    array = numbers(executed)
-    rows = len(array) if array is not None and array.ndim else 1
-    raw = row_of("executed", executed, (rows, spec.dim))
-    if rows > spec.chunk:
-        raise InputError(f'"executed" has {rows} actions, expected up to {spec.chunk}')
-    return reset, count, seed, spec.normalize(raw)
+    return count, seed
 
 
 def _whole(name: str, value: Any) -> int | None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from genpol.commands.serve.options import CANDIDATES, PROXY_CANDIDATES, Serve, check, upstream_of
+from genpol.commands.serve.options import (
+    CANDIDATES,
+    PROXY_CANDIDATES,
+    Serve,
+    check,
+    renamed,
+    upstream_of,
+)
 
 if TYPE_CHECKING:
     from offline.spec import ActionSpec
     from offline.types import Policy
+    from robots.recording.recorder import Recorder
     from robots.serving.observations import Observations
     from robots.serving.serve import Session
 
@@ -31,6 +40,7 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         InputError: for what a user can mend.
     """
     from genpol.commands.serve.keys import server_key
+    from genpol.commands.serve.recording import finish
     from genpol.runs.device import pick_device
     from robots.serving.serve import PolicyServer, check_access
 
@@ -38,7 +48,8 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
     api_key = server_key(config)
     check_access(config.host, api_key, config.insecure)  # before anything is loaded
     config = replace(config, device=pick_device(config.device))
-    make_session, metadata, threads = proxy(config) if upstream_of(config) else policy(config)
+    parts = proxy(config) if upstream_of(config) else policy(config)
+    make_session, metadata, threads, recorder = parts
     return PolicyServer(
         make_session,
         host=config.host,
@@ -51,12 +62,17 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         metadata=metadata,
         threads=threads,
         ready=ready,
+        ended=None if recorder is None else partial(finish, recorder),
     )
 
 
-def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
-    """What makes a connection's session with a policy of our own, the server's metadata, and the
-    number of threads to compute in."""
+Parts = tuple[Callable[[], "Session"], dict[str, Any], int, "Recorder | None"]
+"""What makes a connection's session, the server's metadata, threads, and what records."""
+
+
+def policy(config: Serve) -> Parts:
+    """What serves a policy of our own."""
+    from genpol.commands.serve.recording import make_recorder
     from robots.serving.serve_policy import observed, policy_sessions
     from robots.serving.sessions import Limits
 
@@ -71,8 +87,10 @@ def policy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     observations = make_observations(config, shapes if known is None else known, known is None)
     limits = Limits(config.max_samples, config.rate_limit, config.samples_per_turn)
     base = served if value is None else served.base  # type: ignore[attr-defined]
-    made = policy_sessions(served, observations, load, config.seed, limits)
-    return *made, threads_for(config, base, value)
+    recorder = make_recorder(config, served.spec, value)
+    listen = (lambda: None) if recorder is None else recorder.listener
+    made = policy_sessions(served, observations, load, config.seed, limits, listen)
+    return *made, threads_for(config, base, value), recorder
 
 
 def threads_for(config: Serve, *parts: Any) -> int:
@@ -85,16 +103,18 @@ def threads_for(config: Serve, *parts: Any) -> int:
     return choose(config.threads, typical_of(weights, config.num_candidates or CANDIDATES))
 
 
-def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
+def proxy(config: Serve) -> Parts:
     """The same with another server's policy; the metadata is that server's.
 
     Raises:
         InputError: it cannot be reached now. Later on, that is answered to the robot.
     """
     from genpol.commands.serve.keys import upstream_key
+    from genpol.commands.serve.recording import make_recorder
     from robots.serving.client import RemotePolicy
     from robots.serving.per_client import noise
     from robots.serving.proxy import ProxySession
+    from robots.serving.told import FEATURES
 
     value, shapes = load_value(config)
     url, count = upstream_of(config), config.num_candidates or PROXY_CANDIDATES
@@ -115,6 +135,7 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
     with connect() as probe:
         metadata = {key: entry for key, entry in probe.metadata.items() if key != "genpol"}
     observations, generators = make_observations(config, shapes, False), noise(config.seed)
+    recorder = make_recorder(config, spec, value)
 
     def make_session() -> Session:
         return ProxySession(
@@ -123,10 +144,12 @@ def proxy(config: Serve) -> tuple[Callable[[], Session], dict[str, Any], int]:
             count,
             observations,
             next(generators),
+            spec,
+            None if recorder is None else recorder.listener(),
         )
 
-    ours = {"features": ["reset"], "spec": spec.with_chunk(value.spec.chunk).to_dict()}
-    return make_session, {**metadata, "genpol": ours}, threads_for(config, value)
+    ours = {"features": list(FEATURES), "spec": spec.with_chunk(value.spec.chunk).to_dict()}
+    return make_session, {**metadata, "genpol": ours}, threads_for(config, value), recorder
 
 
 def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -204,18 +227,13 @@ def make_observations(
     config: Serve, shapes: Mapping[str, tuple[int, ...]], others: bool
 ) -> Observations:
     """What turns robots' messages into observations of these shapes."""
-    from offline.errors import InputError
     from robots.serving.observations import Observations
 
-    rename = {}
-    for pair in config.rename:
-        theirs, _, ours = pair.partition("=")
-        if not (theirs and ours):
-            raise InputError(f'--rename takes KEY=KEY, the robot\'s first; received "{pair}"')
-        rename[theirs] = ours
     embed = None
     if "language" in shapes:
         from offline.networks.language import embedder
 
         embed = embedder(config.language_model)
-    return Observations(shapes, others=others, rename=rename, embed=embed, prompt=config.prompt)
+    return Observations(
+        shapes, others=others, rename=renamed(config), embed=embed, prompt=config.prompt
+    )

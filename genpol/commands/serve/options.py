@@ -18,6 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "choice": ("margin", "gate", "value_weights", "deadline_ms"),
     "observations and instruction": ("language_model", "env"),
+    "recording": ("record", "record_fps", "record_limit_gb"),
     "access": ("api_key", "insecure"),
     "limits": (
         "rate_limit", "max_samples", "samples_per_turn", "max_message_mb", "max_connections",
@@ -78,6 +79,14 @@ class Serve:
     """Sentence encoder for values and policies trained with language: "shipped", or a folder."""
     env: str | None = None
     """Environment whose actions a black box gives. Default: the environment of --value."""
+    record: str | None = None
+    """Folder to record every episode in: observations, candidates, scores, and what was executed.
+    It is a LeRobot v3 dataset. Default: nothing is recorded."""
+    record_fps: Annotated[float, Gt(0), Le(1e4)] = 10.0
+    """Actions per second of the robot, above 0. Recorded steps are dated by it, and films play at
+    it."""
+    record_limit_gb: Annotated[float, Gt(0), Le(1e6)] = 50.0
+    """Size of --record in GiB, above 0. Nothing more is recorded once it is reached."""
     api_key_file: str | None = None
     """File with the key that clients must send. Default: $GENPOL_API_KEY, else none."""
     api_key: str | None = field(default=None, repr=False)
@@ -132,6 +141,23 @@ def check(config: Serve) -> None:
         raise InputError(
             f"{len(config.value_weights)} --value-weights for {len(config.value)} values"
         )
+
+
+def renamed(config: Serve) -> dict[str, str]:
+    """--rename as a map: the robot's keys -> the trained ones.
+
+    Raises:
+        InputError: an entry is no pair.
+    """
+    from offline.errors import InputError
+
+    rename = {}
+    for pair in config.rename:
+        theirs, _, ours = pair.partition("=")
+        if not (theirs and ours):
+            raise InputError(f'--rename takes KEY=KEY, the robot\'s first; received "{pair}"')
+        rename[theirs] = ours
+    return rename
 
 
 def upstream_of(config: Serve) -> str | None:

@@ -63,6 +63,7 @@ def proxy(url, *, timeout=1.0, candidates=3, **options):
             candidates,
             Observations(SHAPES),
             torch.Generator().manual_seed(0),
+            SPEC,
         )
 
     with PolicyServer(session, port=0) as server:
