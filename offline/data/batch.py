@@ -112,8 +112,8 @@ class Rows:
 
     def only(self, kept: Tensor) -> Rows:
         """The transitions of which `kept` (N,) says true, over the same arrays."""
-        each = ("start", "following", "first", "last", "spoken", "reward", "discount")
-        each += ("mc_return", "success")
+        each = ["start", "following", "first", "last", "spoken", "reward", "discount"]
+        each += ["mc_return", "success"]
         return replace(self, **{name: getattr(self, name)[kept] for name in each})
 
     @classmethod

@@ -42,7 +42,8 @@ def convert(folder: RecordingFolder, journal: Path) -> dict[str, Any]:
         aside = folder.path / FOLDER / REFUSED
         aside.mkdir(exist_ok=True)
         os.replace(journal, aside / journal.name)
-        return {"failed": str(journal), "why": " ".join(f"{error}".split())[:400]}
+        why = " ".join(f"{error}".split())[:400]
+        return {"failed": str(journal), "why": f"{why} (kept in {aside / journal.name})"}
     said["size"] = folder.written - before - journal.stat().st_size
     journal.unlink()
     return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,9 @@ QUALITY = "20"  # x264's constant rate factor; lower is better
 GROUP = "2"  # every second frame stands alone, so that one can be read without those before it
 
 
-def require_encoder() -> None:
-    """Check that videos can be written.
-
-    Raises:
-        InputError: imageio-ffmpeg is missing.
-    """
-    try:
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'recording images needs imageio-ffmpeg: pip install "genpol[sim]"'
-        ) from error
+def has_encoder() -> bool:
+    """Whether pictures can be encoded."""
+    return find_spec("imageio_ffmpeg") is not None
 
 
 def write_film(
@@ -34,9 +26,8 @@ def write_film(
     """Encode (height, width, 3) uint8 frames as H.264 in an mp4 file.
 
     Raises:
-        InputError: imageio-ffmpeg is missing, a frame has another shape, or ffmpeg fails.
+        InputError: a frame has another shape, or ffmpeg fails.
     """
-    require_encoder()
     import imageio_ffmpeg
 
     height, width, _ = shape

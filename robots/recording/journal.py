@@ -2,7 +2,7 @@
 
 Each record is its length, its CRC-32 (4 bytes each, little-endian) and a message in openpi's
 format (`robots/serving/wire.py`). What was written survives the death of the process at once, and
-that of the machine once it is synced, which `Journal` does once a second.
+that of the machine once it is synced, which is due once a second.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class Journal:
             self._file.seek(self.size)
             raise
         self.size += len(whole)
+
+    def sync_if_due(self) -> None:
+        """Sync, if that is a second ago."""
         if monotonic() - self._synced > SYNC_EVERY:
             self.sync()
 

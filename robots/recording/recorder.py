@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ from offline.errors import InputError
 from offline.files import disk_errors, write_beside
 from offline.spec import ActionSpec
 from robots.datasets.recorded import FOLDER, FORMAT, is_recording, read_recording
-from robots.recording.features import split_message
+from robots.recording.converter import GIVE_UP, Converter
+from robots.recording.features import Arrays, split_message
+from robots.recording.film import has_encoder
 from robots.recording.journal import Journal
 from robots.serving.told import Decided, Told
 
@@ -38,7 +39,6 @@ PATIENCE = 0.005  # seconds that an answer waits for its record
 WAITING = 256 << 20  # bytes of observations that wait to be written
 LIGHT = 10_000  # records that wait, observations or not; beyond it the episode is cut
 LONGEST = 5_000  # decisions of an episode; then it is cut, and the next begins
-GIVE_UP = 60.0  # seconds for finished episodes to be converted at the end
 
 
 class Recorder:
@@ -77,24 +77,24 @@ class Recorder:
     ) -> None:
         self.path = Path(folder).expanduser()
         self.counts: Counter[str] = Counter()
-        self._spec, self._rename, self._limit = spec, dict(rename or {}), limit
-        self._patience = patience
+        self._spec, self.rename, self._limit = spec, dict(rename or {}), limit
+        self.patience = patience
         self._release = self._prepare(fps, env, served or {}, lock)
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0  # bytes
         self._said: set[str] = set()
+        self.pictures = has_encoder()
+        """Whether pictures are recorded."""
         self._closed = False
         self._open: set[Conversation] = set()
-        self._unfinished: set[str] = set()  # journals whose conversion is not confirmed
-        self._finished = threading.Condition()
-        self._process: subprocess.Popen[str] | None = None
+        self._converter = Converter(self.path, self._hear)
         self._size = sum(e.stat().st_size for e in self.path.rglob("*") if e.is_file())
         left = sorted(str(path) for path in self._journals.glob("*.journal"))
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
         for journal in left:
-            self.submit(lambda journal=journal: self._convert(journal))  # type: ignore[misc]
+            self.submit(partial(self._converter.convert, journal))
 
     def listener(self) -> Conversation:
         """Follows one client's conversation."""
@@ -115,16 +115,12 @@ class Recorder:
         self._closed = True
         self._queue.put(None)
         self._thread.join(patience)
-        end = time.monotonic() + patience
-        with self._finished:
-            self._finished.wait_for(
-                lambda: not self._unfinished or self._dead(), max(0.0, end - time.monotonic())
+        if left := self._converter.close(patience):
+            logger.warning(
+                "%d episodes are not converted yet: the next server that records in %s does it",
+                left,
+                self.path,
             )
-        if self._process is not None and self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0 if self._unfinished else max(0.1, end - time.monotonic()))
         self._release()
 
     def __enter__(self) -> Recorder:
@@ -180,6 +176,17 @@ class Recorder:
         )
         return False
 
+    def split(self, message: Mapping[str, Any]) -> tuple[Arrays, Arrays, str, list[str]]:
+        """See `split_message`; pictures are left out where they cannot be encoded."""
+        vectors, pictures, prompt, left = split_message(message, self.rename)
+        if pictures and not self.pictures:
+            self.say(
+                "encoder",
+                'pictures are not recorded, which needs imageio-ffmpeg: pip install "genpol[sim]"',
+            )
+            pictures = {}
+        return vectors, pictures, prompt, left
+
     def grown(self, size: int) -> None:
         self._size += size
 
@@ -198,7 +205,16 @@ class Recorder:
 
     def finish(self, journal: Path) -> None:
         """Have a journal converted; called in the recorder's thread."""
-        self._convert(str(journal))
+        self._converter.convert(str(journal))
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        """What became of a journal."""
+        self._size += said.get("size", 0)
+        if said.get("episode") is not None:
+            self.counts["episodes"] += 1
+        if "failed" in said:
+            self.counts["refused"] += 1
+            logger.warning("an episode is not in the recording: %s", said["why"])
 
     # -- the folder
 
@@ -210,6 +226,8 @@ class Recorder:
         self, fps: float, env: str | None, served: Mapping[str, Any],
         lock: Callable[[Path], Callable[[], None]],
     ) -> Callable[[], None]:  # fmt: skip
+        if find_spec("pyarrow") is None:
+            raise InputError('recording needs pyarrow: pip install "genpol[data]"')
         spec = self._spec.with_chunk(1).to_dict()
         if is_recording(self.path):
             before = read_recording(self.path)
@@ -239,61 +257,6 @@ class Recorder:
                 self.counts["unrecorded"] += 1
                 self.say(type(error).__name__, f"cannot record: {' '.join(str(error).split())}")
 
-    # -- the process that converts
-
-    def _convert(self, journal: str) -> None:
-        with self._finished:
-            self._unfinished.add(journal)
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-            again = sorted(self._unfinished)
-        else:
-            again = [journal]
-        assert self._process is not None and self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died; the next journal starts another
-            for each in again:
-                self._process.stdin.write(each + "\n")
-            self._process.stdin.flush()
-
-    def _start(self) -> None:
-        here = str(Path(__file__).parents[2])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
-            "OMP_NUM_THREADS": "1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "robots.recording.convert", str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the server's; what has ended is still written
-        )
-        threading.Thread(
-            target=self._follow, args=[self._process], name="recorded", daemon=True
-        ).start()
-
-    def _follow(self, process: subprocess.Popen[str]) -> None:
-        """What the process says of each journal."""
-        assert process.stdout is not None
-        for line in process.stdout:
-            with suppress(ValueError):
-                said = json.loads(line)
-                with self._finished:
-                    self._unfinished.discard(said.get("done") or said.get("failed"))
-                    self._finished.notify_all()
-                self._size += said.get("size", 0)
-                if said.get("episode") is not None:
-                    self.counts["episodes"] += 1
-                if "failed" in said:
-                    self.counts["refused"] += 1
-                    logger.warning("an episode is not in the recording: %s", said["why"])
-        with self._finished:
-            self._finished.notify_all()
-
-    def _dead(self) -> bool:
-        return self._process is None or self._process.poll() is not None
-
 
 class Conversation:
     """A client's, as a series of episodes; a `robots.serving.told.Listener`."""
@@ -301,6 +264,7 @@ class Conversation:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._episode: _Open | None = None
+        self._late: threading.Event | None = None  # a record that an answer did not wait for
 
     def told(self, told: Told, message: dict[str, Any]) -> None:
         """See `robots.serving.told.Listener`."""
@@ -317,7 +281,7 @@ class Conversation:
         ends = told.ends
         records, size = [record], 0
         if ends and message and not told.reset:  # an observation after the last action
-            vectors, pictures, _, _ = split_message(message, self._recorder._rename)
+            vectors, pictures, _, _ = self._recorder.split(message)
             size = _size(vectors, pictures)
             if self._recorder.take_room(size):
                 record["obs"] = vectors
@@ -340,7 +304,7 @@ class Conversation:
                 recorder.counts["unrecorded"] += 1
                 return
             self._episode = _Open(recorder)
-        vectors, pictures, prompt, left = split_message(message, recorder._rename)
+        vectors, pictures, prompt, left = recorder.split(message)
         for key in left:
             recorder.say(f"left {key}", f'"{key[:80]}" of the robot\'s messages is not recorded')
         record: dict[str, Any] = {
@@ -364,7 +328,8 @@ class Conversation:
         written = self._episode.write(records, size)
         self._episode.decisions += 1
         recorder.counts["decisions"] += 1
-        written.wait(recorder._patience)
+        if self._late is None or self._late.is_set():  # a stalled disk is waited for once
+            self._late = None if written.wait(recorder.patience) else written
 
     def close(self) -> None:
         """See `robots.serving.told.Listener`."""
@@ -384,7 +349,8 @@ class _Open:
     def __init__(self, recorder: Recorder) -> None:
         self.decisions = 0
         self.failed = False
-        self._recorder, self._journal = recorder, None
+        self._recorder = recorder
+        self._journal: Journal | None = None
         self._id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:12]}"
         self._begun = time.time()
 
@@ -398,6 +364,8 @@ class _Open:
             finally:
                 self._recorder.give_room(size)
                 written.set()
+            if self._journal is not None:  # nobody waits for this
+                self._journal.sync_if_due()
 
         self._recorder.submit(work)
         return written
@@ -417,7 +385,7 @@ class _Open:
             return
         try:
             if self._journal is None:
-                self._journal: Journal | None = self._recorder.open_journal(self._id)
+                self._journal = self._recorder.open_journal(self._id)
                 self._journal.append({"kind": "begin", "id": self._id, "started": self._begun})
             before = self._journal.size
             self._journal.append(*records)
