@@ -175,6 +175,7 @@ class RecordedEpisodes(LeRobotEpisodes):
         return dataclasses.replace(
             episode,
             obs=obs,
+            actions=np.array(episode.actions),  # parquet's own are read-only
             terminated=facts.success is True,
             success=facts.success,
             language=episode.language or None,

@@ -52,7 +52,7 @@ def convert(folder: RecordingFolder, journal: Path) -> dict[str, Any]:
 def main() -> None:
     """The process."""
     with suppress(OSError):
-        os.nice(19)
+        os.nice(10)  # below what serves, above training at 19
     path = Path(sys.argv[1])
     with open(path / FOLDER / ".converting", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of a server that was killed, another may still work

@@ -35,7 +35,7 @@ from robots.recording.journal import Journal
 from robots.serving.told import Decided, Told
 
 logger = logging.getLogger(__name__)
-PATIENCE = 0.005  # seconds that an answer waits for its record
+PATIENCE = 0.003  # seconds that an answer waits for its record
 WAITING = 256 << 20  # bytes of observations that wait to be written
 LIGHT = 10_000  # records that wait, observations or not; beyond it the episode is cut
 LONGEST = 5_000  # decisions of an episode; then it is cut, and the next begins
