@@ -10,9 +10,9 @@ from torch import Generator, Tensor
 
 from genpol.agents.config import TrainConfig
 from offline.critics.td import TDCritic
+from offline.data.mixed_transitions import Data
 from offline.data.mixture import Mixture, Share
 from offline.data.replay import Replay
-from offline.data.transitions import Transitions
 from offline.learning.agent import Agent, HasStateless
 from offline.models.dynamics import Dynamics, Rule
 from offline.models.held_out import split_rows
@@ -62,7 +62,7 @@ def make_imagination(
     agent: Agent,
     model: WorldModel,
     replay: Replay,
-    data: Transitions | None = None,
+    data: Data | None = None,
     device: str = "cpu",
 ) -> Imagination:
     """A source of imagined transitions that fits `model` as it goes, where it can be fitted.

@@ -25,7 +25,7 @@ from offline.critics.iql import IQL
 from offline.critics.td import TDCritic
 from offline.critics.value_config import ValueConfig
 from offline.data.batch import Batch, shifted
-from offline.data.transitions import Transitions
+from offline.data.mixed_transitions import Data
 from offline.errors import Diverged
 from offline.learning.agent import Agent
 
@@ -44,7 +44,7 @@ class HasPretrain(Protocol):
 
 def pretrain(
     agent: Agent,
-    data: Transitions,
+    data: Data,
     config: TrainConfig,
     log: Log | None = None,
     stop: Stop | None = None,

@@ -20,8 +20,8 @@ FIXED = {"steps": "the learning rate of a clone falls to zero at --steps"}
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "data", "policy", "steps", "batch_size", "action_chunk", "filter", "lr", "obs_keys",
-        "image_keys", "seed", "device", "output", "resume",
+        "data", "data_weights", "policy", "steps", "batch_size", "action_chunk", "filter", "lr",
+        "obs_keys", "image_keys", "seed", "device", "output", "resume",
     ),
     "dataset": ("success", "image_size"),
     "network": ("features", "width", "layers", "image_encoder", "language_model"),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from genpol.commands.wandb_options import WandbOptions
-from offline.ranges import Count, Size, Threads
+from offline.ranges import Count, Positive, Size, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRunOptions(WandbOptions):
     """Which dataset, where to learn, where to leave the result, and how to go on."""
 
-    data: str | None = None
-    """Dataset: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a reader of
-    yours. `genpol data info` describes it. Default: none, a new run needs one."""
-    success: str | None = None
+    data: tuple[str, ...] = ()
+    """Datasets: .hdf5 files, LeRobot folders, recordings of `genpol serve --record`, minari:NAME,
+    or module:function@PATH of a reader of yours. `genpol data info` describes one. Each gives its
+    share of every batch, see --data-weights. Default: none, a new run needs one."""
+    data_weights: tuple[Positive, ...] = ()
+    """Share of every batch that each --data gives, in any unit, above 0. Default: equal shares,
+    whatever the datasets' sizes."""
+    success: tuple[str, ...] = ()
     """Who says which episodes succeeded: all, last-reward, a FILE.csv of labels, or module:function
-    of each episode. Default: labels.csv in the folder of --data, else what the dataset says."""
+    of each episode. One for all --data, or one for each, where "data" is the default. Default:
+    labels.csv in the folder of --data, else what the dataset says."""
     image_size: Size | None = None
     """Height and width that pictures are resized to, at least 1. Default: as they are stored."""
     language_model: str | None = None
@@ -38,3 +44,24 @@ class DatasetRunOptions(WandbOptions):
     """Gradient steps between checkpoints, at least 1. Ctrl-C and SIGTERM also leave one."""
     keep_checkpoints: Count = 2
     """Checkpoints that are kept, at least 1."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", paths(self.data))
+        object.__setattr__(self, "success", paths(self.success))
+
+
+def paths(data: str | Path | Iterable[str | Path] | None) -> tuple[str, ...]:
+    """One dataset, several or none, as Python may name them, as a tuple."""
+    if data is None:
+        return ()
+    return (str(data),) if isinstance(data, str | Path) else tuple(map(str, data))
+
+
+def written(data: tuple[str, ...]) -> str | list[str] | None:
+    """Datasets as config.json and a model's document have them: the name of one, as ever."""
+    return list(data) if len(data) > 1 else next(iter(data), None)
+
+
+def named(data: tuple[str, ...]) -> str:
+    """Datasets as a message names them."""
+    return " ".join(data)

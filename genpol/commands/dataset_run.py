@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genpol.commands.dataset_options import DatasetRunOptions
+from genpol.commands.dataset_options import DatasetRunOptions, named, written
 from genpol.commands.opened import opened
 from genpol.runs.machine import learning, on_this_machine
 from offline.data.dataset_config import DatasetConfig
@@ -35,7 +35,7 @@ def given_or_restored(
         InputError: no --data; or see `genpol.runs.resuming.restored`.
     """
     if config.resume is None:
-        if config.data is None:
+        if not config.data:
             raise InputError(f"--data is needed; `genpol {command} --help` lists the options.")
         return config, {}
     from genpol.runs.resuming import restored
@@ -95,7 +95,7 @@ def dataset_run(
     device = pick_device(config.device)
     language = embedder(config.language_model) if config.language_model else None
     learning = learn(
-        opened(config.data or "", config),
+        opened(config.data, config),
         settings(**{f.name: getattr(config, f.name) for f in fields(settings)}),
         device=device,
         language=language,
@@ -104,11 +104,12 @@ def dataset_run(
     known = stored.get("data_fingerprint")
     if known not in (None, learning.fingerprint):
         raise InputError(
-            f'--data {config.data} has changed since the run in "{config.resume}" began '
+            f'--data {named(config.data)} has changed since the run in "{config.resume}" began '
             f"(fingerprint {known}, now {learning.fingerprint}): restore it, or start a new run"
         )
     entries = asdict(config) if document is None else document
     document = {k: str(v) if isinstance(v, Path) else v for k, v in entries.items()}
+    document["data"] = written(config.data)
     document["data_fingerprint"] = learning.fingerprint
     output = config.output
     with (
@@ -122,7 +123,7 @@ def dataset_run(
             config,
             command=command,
             folder=folder,
-            meta={"data": config.data, "language_model": config.language_model},
+            meta={"data": written(config.data), "language_model": config.language_model},
             summary=summary,
             bar=bar,
             shown=shown,

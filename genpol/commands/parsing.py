@@ -30,6 +30,7 @@ def parse(options: type, words: Sequence[str], prog: str) -> Any:
             is not finite or out of its range.
     """
     _require_words(words)
+    words = gathered(options, words)
     given = _read(options, words, prog)
     _require_ascii(options, words)
     check_numbers(given)
@@ -38,6 +39,38 @@ def parse(options: type, words: Sequence[str], prog: str) -> Any:
     completed = _read(options, words, prog, defaults(given))
     check_numbers(completed)
     return completed
+
+
+def gathered(options: type, words: Sequence[str]) -> list[str]:
+    """The words, in which an option that takes several values stands once: `--data a --data b`
+    says what `--data a b` says."""
+    several = {
+        flag
+        for option in options_of(options).values()
+        if option.metavar.endswith(" ...")
+        for flag in option.flags
+    }
+    values: dict[str, list[str]] = {}
+    out: list[str | list[str]] = []
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            flag = name.replace("_", "-")
+            if flag not in several:
+                out.append(word)
+            else:
+                if flag not in values:
+                    values[flag] = []
+                    out += [flag, values[flag]]
+                if equals:
+                    values[flag].append(value)
+                    flag = ""
+        elif flag in several:
+            values[flag].append(word)
+        else:
+            out.append(word)
+    return [word for part in out for word in ([part] if isinstance(part, str) else part)]
 
 
 def one_line(error: Exception) -> str:
@@ -84,7 +117,8 @@ def start(options: type, words: Sequence[str], prog: str) -> Any:
 
     Words that cannot be read are no reason to withhold help: they change no default.
     """
-    words, defaults = [word for word in words if word not in HELP], _defaults(options)
+    words = gathered(options, [word for word in words if word not in HELP])
+    defaults = _defaults(options)
     if defaults is None or not words:
         return None
     try:

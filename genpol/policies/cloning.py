@@ -28,7 +28,9 @@ from offline.data.dataset_training import (
     warn_unseen,
 )
 from offline.data.episodes import Episodes
-from offline.data.transitions import Embed, Transitions
+from offline.data.joined import by_source
+from offline.data.mixed_transitions import Data
+from offline.data.transitions import Embed
 from offline.draws import moved
 from offline.errors import InputError
 from offline.networks.images import random_shift
@@ -196,7 +198,7 @@ def learning_rate(step: int, config: CloneConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _make(episodes: Episodes, train: Transitions, config: CloneConfig) -> ChunkPolicy:
+def _make(episodes: Episodes, train: Data, config: CloneConfig) -> ChunkPolicy:
     sizes = {f.name for f in dataclasses.fields(Architecture)}
     settings = dataclasses.asdict(config)
     return ChunkPolicy(
@@ -216,11 +218,9 @@ def _make(episodes: Episodes, train: Transitions, config: CloneConfig) -> ChunkP
 
 def _read(
     episodes: Episodes, config: CloneConfig, language: Embed | None
-) -> tuple[Transitions, Transitions | None]:
+) -> tuple[Data, Data | None]:
     """Training chunks, and held-out ones where the dataset has a split for them."""
-    splits = episodes.splits
-    train = np.asarray(splits.get("train", np.arange(len(episodes))))
-    valid = np.asarray(splits.get("valid", [])) if "train" in splits else np.empty(0)
+    train, valid = by_source(episodes, _split)
     if config.filter == "success":
         total = len(train)
         train, valid = _successful(episodes, train), _successful(episodes, valid)
@@ -230,6 +230,13 @@ def _read(
                 "clone all with --filter all"
             )
     return read_parts(episodes, config, train, valid, reward="none", language=language)
+
+
+def _split(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    splits = episodes.splits
+    train = np.asarray(splits.get("train", np.arange(len(episodes))))
+    valid = splits.get("valid", ()) if "train" in splits else ()
+    return train, np.asarray(valid, np.int64)
 
 
 def _successful(episodes: Episodes, indices: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from genpol.runs.run import read_config
 from offline.documents import as_document
@@ -38,9 +38,10 @@ def restored(
     for f in fields(config):
         default = f.default if f.default is not MISSING else None
         own = getattr(config, f.name) == stored.get(f.name)  # such as the name of an object given
+        said = _several(stored.get(f.name, default), hints[f.name])
         if f.name in stored and not own:
-            as_document(stored[f.name], hints[f.name], f'{folder / "config.json"}: "{f.name}"')
-        values[f.name] = saved = _as_typed(stored.get(f.name, default), default)
+            as_document(said, hints[f.name], f'{folder / "config.json"}: "{f.name}"')
+        values[f.name] = saved = _as_typed(said, default)
         given = getattr(config, f.name)
         if f.name in ("output", "resume") or given == default:
             continue
@@ -66,6 +67,14 @@ def _as_typed(value: Any, default: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if isinstance(default, Path) and isinstance(value, str) else value
+
+
+def _several(value: Any, hint: Any) -> Any:
+    """One text as a list of one, where an option takes several texts: a dataset's name, which
+    stands alone in config.json."""
+    if get_origin(hint) is not tuple or get_args(hint)[:1] != (str,):
+        return value
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

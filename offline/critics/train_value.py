@@ -30,7 +30,9 @@ from offline.data.dataset_training import (
     warn_unseen,
 )
 from offline.data.episodes import Episodes
-from offline.data.transitions import Embed, Transitions
+from offline.data.joined import by_source
+from offline.data.mixed_transitions import Data
+from offline.data.transitions import Embed
 from offline.errors import InputError
 
 __all__ = ["ValueConfig", "ValueTraining", "train_value"]
@@ -176,19 +178,9 @@ def fingerprint(episodes: Episodes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(
-    episodes: Episodes, config: ValueConfig, language: Embed | None
-) -> tuple[Transitions, Transitions]:
+def _read(episodes: Episodes, config: ValueConfig, language: Embed | None) -> tuple[Data, Data]:
     """Training and held-out transitions."""
-    splits = episodes.splits
-    if "train" in splits and "valid" in splits and len(splits["valid"]):
-        parts = splits["train"], splits["valid"]
-    else:
-        everything = np.asarray(splits.get("train", np.arange(len(episodes))))
-        order = np.random.default_rng(config.seed).permutation(everything)
-        held_out = len(order) // 10 or len(order)  # too few to hold any out: report on them all
-        parts = (order[held_out:] if held_out < len(order) else order), order[:held_out]
-
+    parts = by_source(episodes, lambda part: _split(part, config.seed))
     train, valid = read_parts(
         episodes,
         config,
@@ -203,3 +195,14 @@ def _read(
             "would be the same everywhere: collect some successes, or use --reward dataset"
         )
     return train, train if valid is None else valid
+
+
+def _split(episodes: Episodes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A dataset's episodes to train on and to hold out: its own splits, else every tenth."""
+    splits = episodes.splits
+    if "train" in splits and "valid" in splits and len(splits["valid"]):
+        return splits["train"], splits["valid"]
+    everything = np.asarray(splits.get("train", np.arange(len(episodes))))
+    order = np.random.default_rng(seed).permutation(everything)
+    held_out = len(order) // 10 or len(order)  # too few to hold any out: report on them all
+    return (order[held_out:] if held_out < len(order) else order), order[:held_out]

@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Generator
 
 from offline.critics.value import ValueFunction
-from offline.data.transitions import Transitions
+from offline.data.mixed_transitions import Data
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -31,7 +31,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 @torch.no_grad()
 def held_out_report(
     value: ValueFunction,
-    data: Transitions,
+    data: Data,
     *,
     seed: int,
     transitions: int = 8192,

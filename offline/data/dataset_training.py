@@ -18,9 +18,10 @@ from torch import Generator, Tensor
 
 from offline.data.dataset_config import DatasetConfig
 from offline.data.episodes import Episodes
+from offline.data.mixed_transitions import Data, transitions_of
 from offline.data.returns import RewardKind
 from offline.data.training_data import training_spec, wanted_keys
-from offline.data.transitions import Embed, Transitions
+from offline.data.transitions import Embed
 from offline.errors import Diverged
 
 Indices = Sequence[int] | np.ndarray
@@ -37,7 +38,7 @@ def read_parts(
     reward: RewardKind,
     discount: float = 1.0,
     language: Embed | None = None,
-) -> tuple[Transitions, Transitions | None]:
+) -> tuple[Data, Data | None]:
     """The chunks to learn from and those held out; None where `held_out` is empty.
 
     Held-out chunks are streamed beyond a quarter of `config.memory_gb`.
@@ -48,8 +49,8 @@ def read_parts(
     keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
     spec = training_spec(episodes, config.scale, config.action_chunk)
 
-    def read(indices: Indices, gigabytes: float) -> Transitions:
-        return Transitions(
+    def read(indices: Indices, gigabytes: float) -> Data:
+        return transitions_of(
             episodes,
             config.action_chunk,
             spec=spec,
@@ -65,7 +66,7 @@ def read_parts(
     return data, read(held_out, config.memory_gb / 4) if len(held_out) else None
 
 
-def joint_fingerprint(train: Transitions, held_out: Transitions | None) -> str:
+def joint_fingerprint(train: Data, held_out: Data | None) -> str:
     """Tells whether both parts of a dataset are what a run began with."""
     parts = [train.fingerprint] + ([] if held_out is None else [held_out.fingerprint])
     return "-".join(parts)
@@ -78,7 +79,7 @@ def set_stream(stream: Generator, state: Tensor) -> None:
         stream.set_state(state)
 
 
-def warn_unseen(train: Transitions, learner: str, warn: Callable[[str], None]) -> None:
+def warn_unseen(train: Data, learner: str, warn: Callable[[str], None]) -> None:
     """Say so where episodes have instructions that the learner is not shown."""
     if len(train.instructions) > 1 and train.language is None:
         warn(

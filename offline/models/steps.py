@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offline.data.mixed_transitions import Data
 from offline.data.replay import Replay
 from offline.data.replay_storage import OBS
 from offline.data.returns import step_rewards
-from offline.data.transitions import Transitions
 from offline.errors import InputError
 from offline.models.world_model import StateLayout, Steps
 
 
-def dataset_steps(data: Transitions, layout: StateLayout) -> Steps:
+def dataset_steps(data: Data, layout: StateLayout) -> Steps:
     """Every step of a dataset's episodes, in order, with the rewards that `data` has.
 
     Raises:
@@ -83,7 +83,7 @@ class RealSteps:
     """
 
     def __init__(
-        self, layout: StateLayout, replay: Replay | None = None, data: Transitions | None = None
+        self, layout: StateLayout, replay: Replay | None = None, data: Data | None = None
     ) -> None:
         self.layout, self.replay = layout, replay
         self.data = None if data is None else dataset_steps(data, layout)

@@ -202,7 +202,7 @@ def training(config: Demo) -> list[Panel]:
     assets = Folder(genpol.__file__).parent / "assets" / "training"
     settings = Train(
         base=str(assets / "policy"),
-        data=str(assets / "demos.hdf5"),
+        data=(str(assets / "demos.hdf5"),),
         seed=config.seed,
         threads=config.threads or 1,
         output=folder,

@@ -60,7 +60,7 @@ def settings(
         **SETTINGS,
         base=str(policy),
         value=str(value),
-        data=str(data),
+        data=(str(data),),
         beta=beta,
         seed=seed,
         threads=threads,

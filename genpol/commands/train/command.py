@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genpol.commands.dataset_options import named, written
 from genpol.commands.train.options import CHANGEABLE, Train, check, require_preset
 from genpol.runs.machine import learning, on_this_machine
 
@@ -63,13 +64,17 @@ def train(
     inputs = load_inputs(config, given)
     if stored and stored.get("data_fingerprint") != inputs.fingerprint:
         raise InputError(
-            f'--data {config.data} has changed since the run in "{config.resume}" began: restore '
-            "it, or start a new run"
+            f'--data {named(config.data)} has changed since the run in "{config.resume}" began: '
+            "restore it, or start a new run"
         )
     envs = inputs.make_envs()
     loop = make_rounds(config, inputs, envs) or make_loop(config, inputs, envs)
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    document |= {"env": inputs.env, "data_fingerprint": inputs.fingerprint}
+    document |= {
+        "data": written(config.data),
+        "env": inputs.env,
+        "data_fingerprint": inputs.fingerprint,
+    }
     with (
         Run(
             config.output, document, command="train", wandb=config.wandb, resume=bool(stored)

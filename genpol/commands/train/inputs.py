@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from genpol.commands.train.options import Train
     from offline.critics.value import ValueFunction
     from offline.data.episodes import Episode, Episodes
-    from offline.data.transitions import Transitions
+    from offline.data.mixed_transitions import Data
     from offline.learning.agent import Agent
     from offline.networks.normalizer import ObsStats
     from offline.spec import ActionSpec
@@ -47,7 +47,7 @@ class Inputs:
     """Of chunks of H actions, the environment's bounds mapped to [-1, 1]."""
     obs_shapes: dict[str, tuple[int, ...]]
     """Of the observations that are learnt from."""
-    data: Transitions | None
+    data: Data | None
     base: Policy | None
     target_base: Policy | None
     value: ValueFunction | None
@@ -116,7 +116,7 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     given = given or Given()
     if by_episodes(config, given.value):
         check_rounds(config, data=given.data is not None, base=given.base is not None)
-    stored = config.data is not None or given.data is not None
+    stored = bool(config.data) or given.data is not None
     alone = config.steps == 0 and stored  # it learns from stored data
     if config.env is not None and given.env is None and not alone:
         check_env_name(config.env)
@@ -125,7 +125,7 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
         from robots.datasets.open import as_episodes
 
         episodes = as_episodes(given.data, "data")
-    elif config.data is not None:
+    elif config.data:
         from genpol.commands.opened import opened
 
         episodes = opened(config.data, config)
@@ -258,11 +258,11 @@ def _check_success(config: Train, probe: Any, env: str | None) -> None:
 
 def _read(
     config: Train, episodes: Any, probe: Any, spec: ActionSpec, env: str | None, rewarded: bool
-) -> tuple[Transitions, ActionSpec]:
+) -> tuple[Data, ActionSpec]:
     """The dataset's transitions, with rewards where they are needed, and the spec with its
     statistics."""
+    from offline.data.mixed_transitions import transitions_of
     from offline.data.training_data import check_actions, check_dataset_fits, wanted_keys
-    from offline.data.transitions import Transitions
 
     keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
     if env is not None:
@@ -270,7 +270,7 @@ def _read(
     check_actions(episodes, probe.action_spec)
     known = episodes.spec
     spec = dataclasses.replace(spec, mean=known.mean, std=known.std, p01=known.p01, p99=known.p99)
-    data = Transitions(
+    data = transitions_of(
         episodes,
         config.action_chunk,
         spec=spec,

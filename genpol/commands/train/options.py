@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from genpol.agents.config import FAITHFUL, TrainConfig, usual
 from genpol.agents.tuning_checks import check_tuning
+from genpol.commands.dataset_options import paths
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.errors import InputError, did_you_mean
-from offline.ranges import Amount, Count, Few, Size, Threads
+from offline.ranges import Amount, Count, Few, Positive, Size, Threads
 
 Preset = Literal["default", "faithful"]
 PRESETS: dict[Preset, dict[str, Any]] = {"default": {}, "faithful": FAITHFUL}
@@ -23,8 +24,8 @@ CHANGEABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "env", "data", "base", "value", "agent", "steps", "reward", "action_chunk", "utd",
-        "num_candidates", "world_model", "seed", "device", "output", "resume",
+        "env", "data", "data_weights", "base", "value", "agent", "steps", "reward", "action_chunk",
+        "utd", "num_candidates", "world_model", "seed", "device", "output", "resume",
     ),
     "agent": (
         "preset", "policy", "denoising_steps", "network", "features", "width", "base_lr",
@@ -77,14 +78,17 @@ class Train(TrainConfig, WandbOptions):
     env: str | None = None
     """Environment to act in: metaworld/pick-place-v3, an OGBench or gymnasium id, or module:name of
     one of yours. Default: the environment that --data was collected in."""
-    data: str | None = None
-    """Demonstrations: a .hdf5 file, a LeRobot folder, minari:NAME, or module:function@PATH of a
-    reader of yours. Default: none; the agent learns from --base, or from scratch (see
-    --start-steps)."""
-    success: str | None = None
-    """Who says which episodes of --data succeeded: all, last-reward, a FILE.csv of labels, or
-    module:function of each episode. Default: labels.csv in the folder of --data, else what the
-    dataset says."""
+    data: tuple[str, ...] = ()
+    """Demonstrations, and episodes of one's own: .hdf5 files, LeRobot folders, recordings of
+    `genpol serve --record`, minari:NAME, or module:function@PATH of a reader of yours. Default:
+    none; the agent learns from --base, or from scratch (see --start-steps)."""
+    data_weights: tuple[Positive, ...] = ()
+    """Share of --offline-fraction that each --data gives, in any unit, above 0. Default: equal
+    shares, whatever the datasets' sizes."""
+    success: tuple[str, ...] = ()
+    """Who says which episodes succeeded: all, last-reward, a FILE.csv of labels, or module:function
+    of each episode. One for all --data, or one for each, where "data" is the default. Default:
+    labels.csv in the folder of --data, else what the dataset says."""
     image_size: Size | None = None
     """Height and width that the pictures of --data are resized to, at least 1. Default: as they are
     stored."""
@@ -121,6 +125,10 @@ class Train(TrainConfig, WandbOptions):
     resume: Path | None = None
     """Run folder to go on with, bit for bit. --steps may be raised. --lr, --base-lr, --model-lr and
     --utd may be others, where the run diverged. Default: a new run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", paths(self.data))
+        object.__setattr__(self, "success", paths(self.success))
 
     @classmethod
     def recommended(cls, **options: Any) -> Train:
@@ -174,7 +182,7 @@ def check(config: Train) -> None:
         InputError: names the option.
     """
     config.check()
-    if config.env is None and config.data is None:
+    if config.env is None and not config.data:
         raise InputError("--env is needed: the environment to act in, such as metaworld/push-v3")
     if config.env_workers > config.num_envs:
         raise InputError(

@@ -45,7 +45,7 @@ def check_rounds(config: Train, *, data: bool = False, base: bool = False) -> No
             "`genpol clone`"
         )
     without = f"{agent} without --value learns from its own episodes"
-    if config.data is not None or data:
+    if config.data or data:
         raise InputError(
             f"{without}, in which --data has no part: drop it, or pass the --value that is to "
             "reward chunks at its observations"

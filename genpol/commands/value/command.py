@@ -30,7 +30,7 @@ def run(config: Value) -> None:
     stored: dict[str, Any] = {}
     if config.resume is not None:
         config, stored = restored(config, "value", CHANGEABLE)
-    elif config.data is None and config.model is None:
+    elif not config.data and config.model is None:
         raise InputError(
             "--data (robots) or --model (images) is needed; `genpol value --help` lists the "
             "options."

@@ -25,7 +25,8 @@ CHANGEABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "data", "model", "reward", "steps", "batch_size", "seed", "device", "output", "resume",
+        "data", "data_weights", "model", "reward", "steps", "batch_size", "seed", "device",
+        "output", "resume",
     ),
     "robots (--data)": (
         "success", "critic", "action_chunk", "discount", "obs_keys", "image_keys", "image_size",
@@ -48,7 +49,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "lr", "memory_gb", "log_every", "checkpoint_every", "keep_checkpoints", "threads", *WANDB,
     ),
 }  # fmt: skip
-ROBOTS = (*GROUPS["robots (--data)"], "data")
+ROBOTS = (*GROUPS["robots (--data)"], "data", "data_weights")
 IMAGES = (
     *GROUPS["images (--model): what it learns from"],
     *GROUPS["images (--model): sampling"],
