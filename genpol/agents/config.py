@@ -18,6 +18,8 @@ AgentName = Literal[
     "prdp", "grpo", "ddpo", "rtb", "prdp-forward", "nft", "awm",
 ]  # fmt: skip
 
+RECORDED = "recorded"  # the --base of which a recording holds proposals
+
 
 @dataclass(frozen=True)
 class TrainConfig(RLConfig, WorldModelConfig, TuningConfig):

@@ -105,9 +105,11 @@ class EXPO(AgentOfParts):
     def update_critic(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """One step towards the value of what the on-the-fly policy would do next."""
         with torch.no_grad():
-            proposed = self.targets.candidates(  # (B, N, H, A)
-                batch.next_obs, batch.key, self.updates, generator
-            )
+            proposed = batch.proposed  # (B, N, H, A), where it was recorded
+            if proposed is None:
+                proposed = self.targets.candidates(
+                    batch.next_obs, batch.key, self.updates, generator
+                )
             decision = self.backup.choose(batch.next_obs, proposed, generator)
             next_value = self._next_value(decision).clone()  # it was made in inference mode
         self.updates += 1

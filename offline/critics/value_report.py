@@ -70,11 +70,13 @@ def held_out_report(
         success.append(batch.success)
     q, mc, won = (torch.cat(x).numpy() for x in (scores, returns, success))
     known = np.isfinite(won)
-    varied = np.ptp(q) > 0 and np.ptp(mc) > 0
+    told = np.isfinite(mc)  # the return of what a human took over is not known
+    varied = bool(told.any()) and np.ptp(q[told]) > 0 and np.ptp(mc[told]) > 0
+    rank = float(spearmanr(q[told], mc[told]).statistic) if varied else math.nan
     return {
         "value/auc_success": auc(q[known], won[known] > 0.5),
-        "value/rank_correlation": float(spearmanr(q, mc).statistic) if varied else math.nan,
-        "value/bias": float((q - mc).mean()),
+        "value/rank_correlation": rank,
+        "value/bias": float((q - mc)[told].mean()) if told.any() else math.nan,
         "value/q_data": float(q.mean()),
         "value/beats_uniform": float(torch.cat(uniform_wins).mean()),
         "value/beats_others": float(torch.cat(other_wins).mean()),

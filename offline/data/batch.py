@@ -38,6 +38,9 @@ class Batch:
     """(B,) discounted rewards to the episode's end; NaN where that is not known."""
     success: Tensor
     """(B,) 1 or 0 of the whole episode, NaN where unknown."""
+    proposed: Tensor | None = None
+    """(B, N, H, A) what the policy proposed at `next_obs`, normalised, where that was recorded; a
+    target then chooses among these, and nobody is asked again."""
     key: Tensor | None = None
     """(B,) identifies each transition among all that its source ever held; -1 where it cannot be
     told again, `IMAGINED` where it never happened. A cache by transition goes by it."""
@@ -51,7 +54,7 @@ class Batch:
 
         def there(name: str) -> Any:
             value = getattr(self, name)
-            if name in ("key", "success"):
+            if name in ("key", "success") or value is None:
                 return value
             if isinstance(value, dict):
                 return {k: moved(v, device) for k, v in value.items()}
@@ -77,6 +80,8 @@ class Rows:
     mc_return: Tensor
     success: Tensor
     chunk: int
+    proposed: Tensor | None = None  # (decisions, proposals, H, A), normalised
+    proposal: Tensor | None = None  # (N,) into proposed, at following; -1: the data's own chunk
 
     def __len__(self) -> int:
         return len(self.start)
@@ -114,6 +119,7 @@ class Rows:
         """The transitions of which `kept` (N,) says true, over the same arrays."""
         each = ["start", "following", "first", "last", "spoken", "reward", "discount"]
         each += ["mc_return", "success"]
+        each += ["proposal"] if self.proposal is not None else []
         return replace(self, **{name: getattr(self, name)[kept] for name in each})
 
     @classmethod
@@ -134,6 +140,16 @@ class Rows:
             )
         for name in ("actions", "reward", "discount", "mc_return", "success"):
             joined[name] = torch.cat([getattr(p, name) for p in parts])
+        if parts[0].proposed is not None:
+            shift = np.cumsum([0] + [len(p.proposed) for p in parts if p.proposed is not None])
+            joined["proposal"] = torch.cat(
+                [
+                    torch.where(p.proposal >= 0, p.proposal + int(o), p.proposal)
+                    for p, o in zip(parts, shift, strict=False)
+                    if p.proposal is not None
+                ]
+            )
+            joined["proposed"] = torch.cat([p.proposed for p in parts if p.proposed is not None])
         languages = [p.language for p in parts if p.language is not None]
         obs = {key: torch.cat([p.obs.pop(key) for p in parts]) for key in list(parts[0].obs)}
         return cls(
@@ -159,8 +175,22 @@ class Rows:
             discount=self.discount[rows],
             mc_return=self.mc_return[rows],
             success=self.success[rows],
+            proposed=self._proposed(rows),
             key=rows,
         )
+
+    def _proposed(self, rows: Tensor) -> Tensor | None:
+        """(B, N, H, A) at the next states; of those where nobody was asked, the data's own chunk
+        from there."""
+        if self.proposed is None or self.proposal is None:
+            return None
+        at, span = self.proposal[rows], self.following[rows] - self.start[rows]
+        steps = (self.first[rows] + span)[:, None] + torch.arange(self.chunk)
+        own = self.actions[torch.minimum(steps, self.last[rows, None])]
+        proposed = own[:, None].repeat(1, self.proposed.shape[1], 1, 1)
+        known = at >= 0
+        proposed[known] = self.proposed[at[known]]
+        return proposed
 
 
 def shifted(batch: Batch, pixels: int, generator: Generator) -> Batch:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from offline.data.batch import Batch, Rows, join_batches
 from offline.data.episodes import Episode, Episodes
+from offline.data.recorded_rows import recorded_rows, with_proposals
 from offline.data.returns import RewardKind, chunk_rewards
 from offline.errors import InputError, did_you_mean
 from offline.networks.normalizer import LANGUAGE, low_dim_keys
@@ -45,6 +46,8 @@ class Transitions:
         obs_keys: observations to keep; default the one-dimensional ones.
         language: embeds an instruction; adds the observation "language".
         memory_limit: bytes.
+        proposals: how many of the policy's recorded proposals each batch has for its next states
+            (`Batch.proposed`); 0 for none. See `offline.data.recorded_rows`.
 
     Attributes:
         fingerprint: tells whether what was read is what was read before.
@@ -68,6 +71,7 @@ class Transitions:
         obs_keys: Sequence[str] | None = None,
         language: Embed | None = None,
         memory_limit: int = 2 << 30,
+        proposals: int = 0,
     ) -> None:
         self.spec = (spec or episodes.spec).with_chunk(chunk)
         self.chunk, self.discount = chunk, discount
@@ -76,7 +80,7 @@ class Transitions:
         self.indices = _indices(episodes, split, indices)
         self.obs_keys = _obs_keys(episodes, obs_keys)
         self.language = language
-        self.episodes = episodes
+        self.episodes, self.proposals = episodes, proposals
         self.successes = self.failures = 0
         self.instructions: set[str] = set()
         self.obs_shapes = {key: tuple(episodes.obs_shapes[key]) for key in self.obs_keys}
@@ -99,7 +103,7 @@ class Transitions:
             if episode.language is not None:
                 self.instructions.add(episode.language)
             _add(digest, int(self.indices[position]), episode, self.obs_keys)
-            rows = self._rows(episode)
+            rows = self._rows(episode, position)
             self._counts[position] = len(rows)
             if not self.streamed and len(rows):
                 kept.append(rows)
@@ -164,7 +168,7 @@ class Transitions:
                 yield self._table.take(rows)
             return
         for position in range(len(self.indices)):
-            table = self._rows(self._read(position))
+            table = self._rows(self._read(position), position)
             for rows in torch.arange(len(table)).split(batch_size):
                 yield table.take(rows)
 
@@ -176,15 +180,35 @@ class Transitions:
         episode.require_like(f"episode {index}", shapes, self.spec.dim)
         return episode
 
-    def _rows(self, episode: Episode) -> Rows:
-        values = chunk_rewards(episode, self.n_step, self.discount, self.reward, self.reward_scale)
+    def _rows(self, episode: Episode, position: int) -> Rows:
         language = None if self.language is None else _embedded(self.language, episode)
-        rows = Rows.of(episode, values, self.spec, self.obs_keys, language)
-        rows.following = (rows.start + self.n_step).clamp(max=len(episode))
-        if episode.observed is None:
-            return rows
-        seen = torch.from_numpy(episode.observed)
-        return rows.only(seen[rows.start] & (seen[rows.following] | (rows.discount == 0)))
+        if episode.observed is not None:
+            rows = recorded_rows(
+                episode,
+                self.spec,
+                self.obs_keys,
+                n_step=self.n_step,
+                discount=self.discount,
+                reward=self.reward,
+                reward_scale=self.reward_scale,
+                language=language,
+            )
+        else:
+            values = chunk_rewards(
+                episode, self.n_step, self.discount, self.reward, self.reward_scale
+            )
+            rows = Rows.of(episode, values, self.spec, self.obs_keys, language)
+            rows.following = (rows.start + self.n_step).clamp(max=len(episode))
+        return self._with_proposals(rows, episode, position) if self.proposals else rows
+
+    def _with_proposals(self, rows: Rows, episode: Episode, position: int) -> Rows:
+        decisions = getattr(self.episodes, "decisions", None)
+        frames, candidates = np.zeros(0, np.int64), []
+        if decisions is not None:
+            made = decisions(int(self.indices[position]))
+            frames, candidates = made.frames, made.candidates
+        ended = bool(episode.terminated or episode.success)
+        return with_proposals(rows, frames, candidates, self.spec, self.proposals, ended=ended)
 
     def _refill(self, generator: Generator | None) -> None:
         """Drop the oldest episodes that were drawn from enough, read others in their place."""
@@ -203,7 +227,7 @@ class Transitions:
                 self._hold(position)
 
     def _hold(self, position: int) -> None:
-        self._buffer.append(self._rows(self._read(position)))
+        self._buffer.append(self._rows(self._read(position), position))
         self._buffered.append(position)
         self._held += len(self._buffer[-1])
 

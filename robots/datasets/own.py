@@ -31,6 +31,8 @@ class OwnEpisodes:
             name: np.asarray(rows, np.int64)
             for name, rows in (getattr(found, "splits", None) or {}).items()
         }
+        if hasattr(found, "decisions"):  # of a recording
+            self.decisions = found.decisions
 
     @property
     def spec(self) -> ActionSpec:

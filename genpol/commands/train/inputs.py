@@ -106,8 +106,9 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     Raises:
         InputError: one of them is missing, faulty, or does not fit the others.
     """
+    from genpol.agents.config import RECORDED
     from genpol.agents.tuning_config import TUNERS
-    from genpol.commands.train.recorded import NoEnvs, RecordedEnv
+    from genpol.commands.train.recorded import NoEnvs, RecordedEnv, require_proposals
     from genpol.commands.train.rounds import by_episodes, check_rounds
     from offline.errors import InputError
     from offline.models.world_model import StateLayout
@@ -142,14 +143,18 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
             distractors=config.distractors,
         )
 
-    note = None
+    note, recorded = None, config.base == RECORDED and given.base is None
+    if recorded:
+        require_proposals(episodes)
     try:
+        if recorded:
+            raise InputError("the policy of --base recorded is not here")
         if env is None:
             raise InputError("--data names no environment")
         probe = new_env()
     except InputError as error:
         named = given.env is not None or config.env not in (None, getattr(episodes, "env", None))
-        if episodes is None or not alone or named or _needs_env(config):
+        if episodes is None or not alone or named and not recorded or _needs_env(config):
             raise
         probe, note = RecordedEnv(episodes), f"no evaluation: {error}"
     rewarded = config.agent not in TUNERS or not alone
@@ -166,7 +171,7 @@ def load_inputs(config: Train, given: Given | None = None) -> Inputs:
     )
     data = None
     if episodes is not None:
-        data, spec = _read(config, episodes, probe, spec, env, rewarded)
+        data, spec = _read(config, episodes, probe, spec, env, rewarded, recorded)
     inputs = Inputs(
         env=env,
         spec=spec,
@@ -257,7 +262,13 @@ def _check_success(config: Train, probe: Any, env: str | None) -> None:
 
 
 def _read(
-    config: Train, episodes: Any, probe: Any, spec: ActionSpec, env: str | None, rewarded: bool
+    config: Train,
+    episodes: Any,
+    probe: Any,
+    spec: ActionSpec,
+    env: str | None,
+    rewarded: bool,
+    recorded: bool,
 ) -> tuple[Data, ActionSpec]:
     """The dataset's transitions, with rewards where they are needed, and the spec with its
     statistics."""
@@ -280,6 +291,7 @@ def _read(
         n_step=config.n_step,
         obs_keys=keys,
         memory_limit=int(config.memory_gb * 2**30),
+        proposals=config.num_candidates if recorded else 0,
     )
     return data, spec
 
@@ -378,13 +390,18 @@ def load_base(config: Train, inputs: Inputs, probe: Any, given: Policy | None = 
         InputError, SpecError: it is not there, of another task, or cannot be used so.
     """
     from genpol.agents.compatibility import require_same_actions
+    from genpol.agents.config import RECORDED
     from genpol.agents.frozen_base import FrozenBase
+    from genpol.agents.recorded_base import RecordedBase
     from genpol.policies.policy import ChunkPolicy, load_policy
     from genpol.runs.device import pick_device
     from offline.errors import InputError, SpecError
     from robots.policies.load import is_black_box, load_black_box
 
     named = config.base or ""
+    if named == RECORDED and given is None:
+        inputs.base = RecordedBase(inputs.spec)
+        return
     ours = isinstance(given, ChunkPolicy) if given is not None else not is_black_box(named)
     if ours:
         base = copy.deepcopy(given) if isinstance(given, ChunkPolicy) else load_policy(named)

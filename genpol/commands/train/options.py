@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from genpol.agents.config import FAITHFUL, TrainConfig, usual
+from genpol.agents.config import FAITHFUL, RECORDED, TrainConfig, usual
 from genpol.agents.tuning_checks import check_tuning
 from genpol.commands.dataset_options import paths
 from genpol.commands.wandb_options import WANDB, WandbOptions
@@ -24,8 +24,8 @@ CHANGEABLE = (
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "env", "data", "data_weights", "base", "value", "agent", "steps", "reward", "action_chunk",
-        "utd", "num_candidates", "world_model", "seed", "device", "output", "resume",
+        "env", "data", "base", "value", "agent", "steps", "reward", "action_chunk", "utd",
+        "num_candidates", "world_model", "seed", "device", "output", "resume",
     ),
     "agent": (
         "preset", "policy", "denoising_steps", "network", "features", "width", "base_lr",
@@ -59,8 +59,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "num_envs", "env_workers", "max_steps", "distractors", "reward_scale", "follow_statistics",
     ),
     "learning": (
-        "batch_size", "policy_utd", "offline_fraction", "offline_updates", "start_steps",
-        "update_after", "replay_capacity", "memory_gb",
+        "batch_size", "policy_utd", "data_weights", "offline_fraction", "offline_updates",
+        "start_steps", "update_after", "replay_capacity", "memory_gb",
     ),
     "evaluation": ("eval_every", "eval_episodes", "videos"),
     "run": ("log_every", "checkpoint_every", "compile", "threads", "trust", *WANDB),
@@ -94,7 +94,8 @@ class Train(TrainConfig, WandbOptions):
     stored."""
     base: str | None = None
     """Policy to start from: a folder of `genpol clone`, or robomimic:FILE, octo:DIR, lerobot:DIR,
-    module:function or ws://HOST:PORT, which stay frozen. Default: a policy cloned from --data."""
+    module:function or ws://HOST:PORT, which stay frozen. "recorded" is the policy that a recording
+    in --data was made with, which is not asked again. Default: a policy cloned from --data."""
     value: str | None = None
     """Critic to start from: a folder of `genpol value`. It is the reward of prdp and its peers, and
     stays as it is there. Default: a new critic."""
@@ -206,5 +207,32 @@ def check(config: Train) -> None:
                 "learns none: drop it, or use another agent"
             )
     check_tuning(config)
+    check_recorded(config)
     if config.agent in ("sac", "rlpd") and config.base:
         raise InputError(f"--agent {config.agent} has no base policy: drop --base, or use expo")
+
+
+def check_recorded(config: Train) -> None:
+    """Check that nothing is asked of --base recorded but what was recorded.
+
+    Raises:
+        InputError: something is; names the option.
+    """
+    if config.base != RECORDED:
+        return
+    if config.agent not in ("expo", "bestofn"):
+        raise InputError(
+            f"--agent {config.agent} needs the base policy itself: --base recorded is for expo and "
+            "bestofn"
+        )
+    if config.steps or not config.offline_updates:
+        raise InputError(
+            "--base recorded learns from a recording alone: pass --data DIR, --steps 0 and "
+            "--offline-updates N"
+        )
+    for name, none in (("world_model", "none"), ("candidates", "chain"), ("videos", 0)):
+        if (given := getattr(config, name)) != none:
+            raise InputError(
+                f"--{name.replace('_', '-')} {given} asks the base policy, which --base recorded "
+                "does not have: leave it out"
+            )

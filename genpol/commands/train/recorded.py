@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from offline.data.joined import sources_of
 from offline.data.training_data import training_spec
 
 if TYPE_CHECKING:
@@ -42,6 +43,22 @@ class RecordedEnv:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def require_proposals(episodes: Episodes | None) -> None:
+    """Check that a dataset, or one of several, has a policy's proposals.
+
+    Raises:
+        InputError: none has.
+    """
+    from offline.errors import InputError
+
+    sources = [] if episodes is None else [s.episodes for s in sources_of(episodes)]
+    if not any(hasattr(source, "decisions") for source in sources):
+        raise InputError(
+            "--base recorded needs a recording of `genpol serve --record` in --data, which holds "
+            "what the policy proposed; none of the datasets is one"
+        )
 
 
 class NoEnvs:

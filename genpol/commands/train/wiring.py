@@ -18,6 +18,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from genpol.agents.compiled import compile_networks
     from genpol.agents.imagining import make_imagination
     from genpol.agents.make import make_agent
+    from genpol.agents.recorded_base import RecordedBase
     from genpol.runs.device import pick_device
     from offline.data.mixture import Mixture, Share
     from offline.data.replay import Replay
@@ -25,8 +26,10 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from robots.envs.make import layout_seed
 
     data, device = inputs.data, pick_device(config.device)
+    recorded = isinstance(inputs.base, RecordedBase)
+    least = (config.n_step or config.action_chunk) + 1  # of a replay into which nothing comes
     replay = Replay(
-        config.replay_capacity,
+        config.num_envs * least if recorded else config.replay_capacity,
         config.action_chunk,
         inputs.spec,
         inputs.obs_shapes,
@@ -46,8 +49,8 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         base=inputs.base,
         target_base=inputs.target_base,
         value=inputs.value,
-        offline_rows=0 if data is None else len(data),
-        replay_slots=replay.slots,
+        offline_rows=0 if data is None or recorded else len(data),
+        replay_slots=0 if recorded else replay.slots,
         device=device,
     )
     if config.compile:
