@@ -32,6 +32,7 @@ from offline.data.dataset_training import (
 from offline.data.episodes import Episodes
 from offline.data.joined import by_source
 from offline.data.mixed_transitions import Data
+from offline.data.recorded_rows import LEARNT, recorded_split
 from offline.data.transitions import Embed
 from offline.errors import InputError
 
@@ -117,6 +118,7 @@ class ValueTraining:
                     "successes": train.successes,
                     "failures": train.failures,
                     "instructions": sorted(train.instructions)[:100],
+                    **({LEARNT: train.ids} if train.ids else {}),
                 },
                 hidden=config.hidden,
                 ensemble=config.ensemble,
@@ -199,6 +201,8 @@ def _read(episodes: Episodes, config: ValueConfig, language: Embed | None) -> tu
 
 def _split(episodes: Episodes, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A dataset's episodes to train on and to hold out: its own splits, else every tenth."""
+    if hasattr(episodes, "decisions"):
+        return recorded_split(episodes)
     splits = episodes.splits
     if "train" in splits and "valid" in splits and len(splits["valid"]):
         return splits["train"], splits["valid"]

@@ -61,6 +61,7 @@ class MixedTransitions:
         self.successes = sum(part.successes for part in parts)
         self.failures = sum(part.failures for part in parts)
         self.instructions = set().union(*(part.instructions for part in parts))
+        self.ids = [one for part in parts for one in part.ids]
         self.streamed = any(part.streamed for part in parts)
         self.obs_stats = mixed_stats([part.obs_stats for part in parts], weights)
         shares = [f"{weight:.6g}" for weight in weights]

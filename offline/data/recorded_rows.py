@@ -28,10 +28,34 @@ import torch
 from torch import Tensor
 
 from offline.data.batch import Rows
-from offline.data.episodes import Episode
+from offline.data.episodes import Episode, Episodes
 from offline.data.returns import ChunkRewards, RewardKind, step_rewards
 from offline.errors import InputError
 from offline.spec import ActionSpec
+
+LEARNT = "learnt_from"
+"""In a value's meta: ids of the recorded episodes that it has learnt from."""
+
+
+def recorded_split(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """The episodes of a recording to train on and to hold out: every tenth, by its own number.
+
+    A recording grows. The episodes held out stay held out, so that an older and a newer value can
+    be compared on them. Of fewer than ten episodes all are in both.
+    """
+    places = np.asarray(getattr(episodes, "rows", np.arange(len(episodes))), np.int64)
+    out = places % 10 == 9
+    if not out.any() or out.all():
+        return np.arange(len(places)), np.arange(len(places))
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def own_split(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """`recorded_split` of a recording; all of another dataset's "train", and nothing held out."""
+    if hasattr(episodes, "decisions"):
+        return recorded_split(episodes)
+    everything = np.asarray(episodes.splits.get("train", np.arange(len(episodes))), np.int64)
+    return everything, np.zeros(0, np.int64)
 
 
 def recorded_rows(

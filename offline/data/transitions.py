@@ -51,6 +51,7 @@ class Transitions:
 
     Attributes:
         fingerprint: tells whether what was read is what was read before.
+        ids: of the recorded episodes among those read, as recordings name them.
 
     Raises:
         InputError: an episode is faulty, no chunk is long enough, or a key or split is unknown.
@@ -83,6 +84,7 @@ class Transitions:
         self.episodes, self.proposals = episodes, proposals
         self.successes = self.failures = 0
         self.instructions: set[str] = set()
+        self.ids: list[str] = []
         self.obs_shapes = {key: tuple(episodes.obs_shapes[key]) for key in self.obs_keys}
 
         step_bytes = sum(
@@ -100,6 +102,8 @@ class Transitions:
             moments.add({k: episode.obs[k] for k in self.obs_keys if episode.obs[k].ndim == 2})
             self.successes += episode.success is True
             self.failures += episode.success is False
+            if (known := episode.meta.get("id")) is not None:
+                self.ids.append(str(known))
             if episode.language is not None:
                 self.instructions.add(episode.language)
             _add(digest, int(self.indices[position]), episode, self.obs_keys)

@@ -18,10 +18,12 @@ from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 from robots.serving.client import RemotePolicy
+from robots.serving.connection import Answers
 from robots.serving.observations import Observations
 from robots.serving.sessions import considered, decide
 from robots.serving.told import Listener, take_told
 from robots.serving.turns import Steps
+from robots.serving.versions import Newest, Version
 
 
 class Chooser(Protocol):
@@ -46,6 +48,8 @@ class ProxySession:
         generator: noise of the choice.
         spec: of the actions, in the environment's units.
         listener: is told what the robot says and is answered.
+        newest: what chooses from an episode's beginning on, in the place of `steer` and
+            `observations`; None where that never changes.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ProxySession:
         generator: Generator,
         spec: ActionSpec,
         listener: Listener | None = None,
+        newest: Newest | None = None,
     ) -> None:
         self._connect, self._steer, self._num_candidates = connect, steer, num_candidates
         self._observations, self._generator = observations, generator
@@ -66,6 +71,8 @@ class ProxySession:
         self._remote: RemotePolicy | None = None
         self._closed = False
         self._spec, self._listener, self._over = spec, listener, False
+        self._newest, self._version = newest, Version("", steer, observations)
+        self._begins = True  # whether the next observation begins an episode
 
     @torch.no_grad()
     def infer(self, request: dict[str, Any], arrived: float) -> Steps:
@@ -76,6 +83,7 @@ class ProxySession:
         anew = told.reset or self._over
         if anew and self._made is not None:
             self._made[1].reset()
+        self._begins |= anew
         self._over = told.ends and not told.reset
         if self._made is not None and told.executed is not None and not anew:
             forward, _ = self._made  # instead of the chunk that was answered
@@ -83,6 +91,8 @@ class ProxySession:
             forward.commit(forward.spec.normalize(torch.from_numpy(done))[None])
         if told.alone:
             return told.echo()
+        if self._begins:
+            self._begin()
         obs = self._observations(request)  # before the other server is asked in vain
         asked = self._asking.submit(self._ask, request, arrived)
         yield asked
@@ -95,7 +105,9 @@ class ProxySession:
         answers = remote.answers[0]
         act, steer, decision = decide(chooser, obs, self._generator, arrived)
         forward.commit(act[None])
-        answer = {**answers[steer["chosen"]], "steer": steer}
+        if self._version.name:
+            steer["version"] = self._version.name
+        answer = {**chosen_answer(answers, decision, forward.spec), "steer": steer}
         if self._listener is not None and not self._over:
             sent = np.asarray(answer.get("actions", answer.get("action")), np.float32)
             sent = sent[None] if sent.ndim == 1 else sent
@@ -103,6 +115,17 @@ class ProxySession:
                 request, considered(decision, forward.spec, sent, arrived, steer)
             )
         return answer
+
+    def _begin(self) -> None:
+        """An episode begins: by the newest version from now on."""
+        self._begins = False
+        if self._newest is None or (version := self._newest()) is self._version:
+            return
+        self._version, self._steer = version, version.steer
+        self._observations = version.observations
+        if self._made is not None:
+            forward, _ = self._made
+            self._made = forward, self._steer(forward)
 
     def close(self) -> None:
         """Close the connections to the other server, without waiting for it."""
@@ -130,6 +153,32 @@ class ProxySession:
     def _hang_up(self) -> None:
         if self._remote is not None:
             self._remote.close()
+
+
+def chosen_answer(answers: Answers, decision: Any, spec: ActionSpec) -> dict[str, Any]:
+    """The other server's answer that was chosen, as it came. Where an edit of it was chosen, its
+    first actions are the edited ones, and those behind them stay.
+
+    Args:
+        answers: of the proposals, in their order.
+        decision: of one row; its candidates are the proposals, then the edits of each.
+        spec: of the decision's actions.
+    """
+    chosen, proposals = int(decision.chosen[0]), decision.num_base
+    if chosen < proposals:
+        return answers[chosen]
+    edits = (decision.candidates.shape[1] - proposals) // proposals
+    answer = dict(answers[(chosen - proposals) // edits])
+    raw = spec.clip(spec.unnormalize(decision.action[0].detach().float().cpu())).numpy()
+    key = "actions" if "actions" in answer else "action"
+    sent = np.array(answer[key])  # a copy
+    sent = sent if sent.dtype.kind == "f" else sent.astype(np.float32)
+    if sent.ndim == 1:
+        sent[:] = raw[0]
+    else:
+        sent[: len(raw)] = raw
+    answer[key] = sent
+    return answer
 
 
 class _Forward:

@@ -15,6 +15,7 @@ from robots.serving.per_client import copier, find_weights, noise
 from robots.serving.serve import PolicyServer, Session
 from robots.serving.sessions import FEATURES, Limits, PolicySession
 from robots.serving.told import Listener
+from robots.serving.versions import Newest
 
 
 def serve_policy(
@@ -83,6 +84,7 @@ def policy_sessions(
     seed: int,
     limits: Limits,
     listen: Callable[[], Listener | None] = lambda: None,
+    newest: Newest | None = None,
 ) -> tuple[Callable[[], Session], dict[str, Any]]:
     """What makes each client's session with a policy, and the metadata that clients are sent.
 
@@ -93,11 +95,14 @@ def policy_sessions(
         seed: of the clients' streams of noise.
         limits: of each client.
         listen: makes what is told of each client's conversation, if anything.
+        newest: what steers the policy, where that changes; see `robots.serving.versions`.
     """
     make_policy, generators = copier(policy, again), noise(seed)
 
     def make_session() -> Session:
-        return PolicySession(make_policy(), observations, next(generators), limits, listen())
+        return PolicySession(
+            make_policy(), observations, next(generators), limits, listen(), newest
+        )
 
     ours: dict[str, Any] = {"features": list(FEATURES), "spec": policy.spec.to_dict()}
     if observations.complete:

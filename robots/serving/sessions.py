@@ -28,6 +28,7 @@ from robots.serving.observations import Observations
 from robots.serving.rate_limit import RateLimit
 from robots.serving.told import FEATURES as TOLD
 from robots.serving.told import Decided, Listener, take_told
+from robots.serving.versions import Newest, Version
 
 FEATURES = (*TOLD, "num_samples", "seed")
 """Announced in the metadata, as {"genpol": {"features": ...}}."""
@@ -54,6 +55,8 @@ class PolicySession:
         generator: noise of the requests that bring no seed.
         limits: of this client.
         listener: is told what the client says and is answered.
+        newest: what steers `policy` from an episode's beginning on; None where the policy is served
+            as it is.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class PolicySession:
         generator: Generator,
         limits: Limits | None = None,
         listener: Listener | None = None,
+        newest: Newest | None = None,
     ) -> None:
         self._policy, self._observations, self._generator = policy, observations, generator
         self._limits = limits or Limits()
@@ -70,6 +74,8 @@ class PolicySession:
         # Committed with the next request, which may say that less was executed.
         self._pending: Tensor | None = None
         self._listener, self._over = listener, False
+        self._base, self._newest, self._version = policy, newest, Version("", id, observations)
+        self._begins = True  # whether the next observation begins an episode
         policy.reset()
 
     @torch.no_grad()
@@ -86,9 +92,13 @@ class PolicySession:
         elif told.executed is not None:  # instead of the chunk that was answered
             done = told.executed[max(0, len(told.executed) - spec.chunk) :]
             self._pending = spec.normalize(torch.from_numpy(done))[None]
+        self._begins |= told.reset or self._over
         self._over = told.ends and not told.reset
         if told.alone:
             return told.echo()
+        if self._begins:
+            self._begin()
+            policy, spec = self._policy, self._policy.spec
         obs = self._observations(request)
         if count is not None:
             self._rate.take(number=count)
@@ -104,6 +114,8 @@ class PolicySession:
             act = yield from self._samples(obs, count, generator, arrived)
         elif hasattr(policy, "decide"):
             act, answer["steer"], decision = decide(policy, obs, generator, arrived)
+            if self._version.name:
+                answer["steer"]["version"] = self._version.name
         else:
             act = policy.sample(obs, 1, generator)[0, 0]
         raw = spec.unnormalize(act.detach().float().cpu())
@@ -117,6 +129,14 @@ class PolicySession:
                 decided = considered(decision, spec, sent, arrived, answer.get("steer", {}))
                 self._listener.decided(request, decided)
         return {"actions": raw.numpy(), **answer}
+
+    def _begin(self) -> None:
+        """An episode begins: by the newest version from now on."""
+        self._begins = False
+        if self._newest is None or (version := self._newest()) is self._version:
+            return
+        self._version, self._observations = version, version.observations
+        self._policy = version.steer(self._base)
 
     def _samples(
         self, obs: Obs, count: int, generator: Generator, arrived: float

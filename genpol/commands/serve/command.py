@@ -17,11 +17,13 @@ from genpol.commands.serve.options import (
 )
 
 if TYPE_CHECKING:
+    from genpol.deployed.watch import Watch
     from offline.spec import ActionSpec
     from offline.types import Policy
     from robots.recording.recorder import Recorder
     from robots.serving.observations import Observations
     from robots.serving.serve import Session
+    from robots.serving.versions import Version
 
 
 def run(config: Serve) -> None:
@@ -40,7 +42,6 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         InputError: for what a user can mend.
     """
     from genpol.commands.serve.keys import server_key
-    from genpol.commands.serve.recording import finish
     from genpol.runs.device import pick_device
     from robots.serving.serve import PolicyServer, check_access
 
@@ -49,7 +50,9 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
     check_access(config.host, api_key, config.insecure)  # before anything is loaded
     config = replace(config, device=pick_device(config.device))
     parts = proxy(config) if upstream_of(config) else policy(config)
-    make_session, metadata, threads, recorder = parts
+    make_session, metadata, threads, recorder, watch = parts
+    if watch is not None:
+        watch.start()
     return PolicyServer(
         make_session,
         host=config.host,
@@ -62,35 +65,54 @@ def make_server(config: Serve, ready: Callable[[str], None] | None = None) -> An
         metadata=metadata,
         threads=threads,
         ready=ready,
-        ended=None if recorder is None else partial(finish, recorder),
+        ended=partial(end, recorder, watch),
     )
 
 
-Parts = tuple[Callable[[], "Session"], dict[str, Any], int, "Recorder | None"]
-"""What makes a connection's session, the server's metadata, threads, and what records."""
+def end(recorder: Recorder | None, watch: Watch[Version] | None) -> None:
+    """Nobody is served any more."""
+    from genpol.commands.serve.recording import finish
+
+    if watch is not None:
+        watch.close()
+    if recorder is not None:
+        finish(recorder)
+
+
+Parts = tuple[Callable[[], "Session"], dict[str, Any], int, "Recorder | None", "Watch | None"]
+"""What makes a connection's session, the server's metadata, threads, what records, what watches."""
 
 
 def policy(config: Serve) -> Parts:
     """What serves a policy of our own."""
+    from genpol.commands.serve.choosing import first_choice, make_watch, steer
     from genpol.commands.serve.recording import make_recorder
+    from robots.serving.observations import merged
     from robots.serving.serve_policy import observed, policy_sessions
     from robots.serving.sessions import Limits
 
-    value, shapes = load_value(config)
+    choice, watched = first_choice(config), config.watch is not None
+    value = choice.value
 
     def load() -> Policy:
         base = load_base(config, value)
-        return base if value is None else steered(config, base, value)
+        return base if value is None or watched else steer(config, choice, base)
+
+    def observing(needed: Mapping[str, tuple[int, ...]]) -> Observations:
+        known = observed(base)
+        return make_observations(config, merged(needed, known or {}), known is None)
 
     served = load()
-    known = observed(served)
-    observations = make_observations(config, shapes if known is None else known, known is None)
+    base = served if value is None or watched else served.base  # type: ignore[attr-defined]
+    observations, watch = observing(choice.obs_shapes), None
+    if watched:
+        watch = make_watch(config, choice, base.spec, observing)
     limits = Limits(config.max_samples, config.rate_limit, config.samples_per_turn)
-    base = served if value is None else served.base  # type: ignore[attr-defined]
     recorder = make_recorder(config, served.spec, value)
     listen = (lambda: None) if recorder is None else recorder.listener
-    made = policy_sessions(served, observations, load, config.seed, limits, listen)
-    return *made, threads_for(config, base, value), recorder
+    newest = None if watch is None else watch.newest
+    made = policy_sessions(served, observations, load, config.seed, limits, listen, newest)
+    return *made, threads_for(config, base, value), recorder, watch
 
 
 def threads_for(config: Serve, *parts: Any) -> int:
@@ -109,6 +131,7 @@ def proxy(config: Serve) -> Parts:
     Raises:
         InputError: it cannot be reached now. Later on, that is answered to the robot.
     """
+    from genpol.commands.serve.choosing import first_choice, make_watch, steer
     from genpol.commands.serve.keys import upstream_key
     from genpol.commands.serve.recording import make_recorder
     from robots.serving.client import RemotePolicy
@@ -116,10 +139,13 @@ def proxy(config: Serve) -> Parts:
     from robots.serving.proxy import ProxySession
     from robots.serving.told import FEATURES
 
-    value, shapes = load_value(config)
-    url, count = upstream_of(config), config.num_candidates or PROXY_CANDIDATES
-    assert url is not None and value is not None
-    spec, key = action_spec(config, value), upstream_key(config)
+    choice = first_choice(config)
+    value, url = choice.value, upstream_of(config)
+    count = config.num_candidates or choice.candidates or PROXY_CANDIDATES
+    assert url is not None
+    known = action_spec(config, value)
+    spec, key = known, upstream_key(config)
+    fixed = value is not None and not config.watch
 
     def connect() -> RemotePolicy:
         return RemotePolicy.connect(
@@ -128,45 +154,40 @@ def proxy(config: Serve) -> Parts:
             api_key=key,
             timeout=config.timeout,
             parallel=min(config.parallel, count),
-            chunk=value.spec.chunk,
+            chunk=value.spec.chunk if fixed else None,
             deadline=config.deadline_ms / 1e3 if config.deadline_ms else None,
         )
 
     with connect() as probe:
         metadata = {key: entry for key, entry in probe.metadata.items() if key != "genpol"}
-    observations, generators = make_observations(config, shapes, False), noise(config.seed)
+        spec = probe.spec
+    generators = noise(config.seed)
+
+    def observing(needed: Mapping[str, tuple[int, ...]]) -> Observations:
+        return make_observations(config, needed, False)
+
+    observations, watch = observing(choice.obs_shapes), None
+    if config.watch:
+        watch = make_watch(config, choice, spec, observing, anytime=False)
+    newest = None if watch is None else watch.newest
     recorder = make_recorder(config, spec, value)
 
     def make_session() -> Session:
         return ProxySession(
             connect,
-            lambda base: steered(config, base, value, anytime=False),
+            lambda base: steer(config, choice, base, anytime=False),
             count,
             observations,
             next(generators),
             spec,
             None if recorder is None else recorder.listener(),
+            newest,
         )
 
-    ours = {"features": list(FEATURES), "spec": spec.with_chunk(value.spec.chunk).to_dict()}
-    return make_session, {**metadata, "genpol": ours}, threads_for(config, value), recorder
-
-
-def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The critic (composed where there are several; None without --value), and what it observes."""
-    from genpol.steering.compose import Composed
-    from offline.critics.value import ValueFunction
-    from robots.serving.observations import merged
-
-    values = [ValueFunction.load(folder, device=config.device or "cpu") for folder in config.value]
-    for value in values:
-        if config.env is not None:
-            value.require_env(config.env)
-    shapes = merged(*(value.obs_shapes for value in values))
-    if len(values) < 2:
-        return (values[0] if values else None), shapes
-    weights = list(config.value_weights) or [1.0 / len(values)] * len(values)
-    return Composed(values, weights), shapes
+    ours: dict[str, Any] = {"features": list(FEATURES)}
+    if fixed:  # else the length of an answer is the other server's affair
+        ours["spec"] = spec.to_dict()
+    return make_session, {**metadata, "genpol": ours}, threads_for(config, value), recorder, watch
 
 
 def load_base(config: Serve, value: Any) -> Policy:
@@ -178,7 +199,7 @@ def load_base(config: Serve, value: Any) -> Policy:
         return load_black_box(
             config.policy,
             trust=config.trust,
-            env_spec=action_spec(config, value) if value is not None or config.env else None,
+            env_spec=action_spec(config, value),
             action_chunk=None if value is None else value.spec.chunk,
             language=config.prompt,
             device=config.device,
@@ -188,8 +209,9 @@ def load_base(config: Serve, value: Any) -> Policy:
     return load_trained(config.policy, device=config.device or "cpu")
 
 
-def action_spec(config: Serve, value: Any) -> ActionSpec:
-    """The environment's actions: those of --env, or those that the value was trained on.
+def action_spec(config: Serve, value: Any) -> ActionSpec | None:
+    """The environment's actions: those of --env, those that the value was trained on, or those of
+    --actions-of; None where nothing says.
 
     The latter needs no simulator where the robot is.
     """
@@ -203,24 +225,13 @@ def action_spec(config: Serve, value: Any) -> ActionSpec:
             return env.action_spec
         finally:
             env.close()
+    if value is None:
+        from genpol.commands.serve.choosing import spec_of_data
+
+        return None if config.actions_of is None else spec_of_data(config.actions_of)
     spec = value.spec
     same = {name: getattr(spec, name) for name in ("names", "gripper", "gripper_open")}
     return ActionSpec.from_bounds(spec.low, spec.high, **same)
-
-
-def steered(config: Serve, base: Policy, value: Any, *, anytime: bool = True) -> Any:
-    """`base` steered as the options say; `anytime` lets it watch the deadline itself."""
-    from genpol.steering.session import make_select
-    from genpol.steering.steered import Steered
-
-    return Steered(
-        base,
-        value,
-        config.num_candidates or CANDIDATES,
-        make_select(config.temperature, config.margin),
-        gate=config.gate,
-        deadline=config.deadline_ms / 1e3 if config.deadline_ms and anytime else None,
-    )
 
 
 def make_observations(

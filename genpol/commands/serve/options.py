@@ -13,11 +13,12 @@ PROXY_CANDIDATES, CANDIDATES = 8, 32
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "policy", "upstream", "value", "num_candidates", "temperature", "host", "port",
-        "api_key_file", "rename", "prompt", "trust",
+        "policy", "upstream", "value", "edit", "watch", "num_candidates", "temperature", "host",
+        "port", "api_key_file", "rename", "prompt", "trust",
     ),
     "choice": ("margin", "gate", "value_weights", "deadline_ms"),
-    "observations and instruction": ("language_model", "env"),
+    "observations and instruction": ("language_model", "env", "actions_of"),
+    "newer versions": ("watch_every", "judge_by"),
     "recording": ("record", "record_fps", "record_limit_gb"),
     "access": ("api_key", "insecure"),
     "limits": (
@@ -27,7 +28,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "run": ("device", "threads", "seed"),
 }  # fmt: skip
 # What help shows for settings that are decided later.
-DEFAULT_TEXTS = {"num_candidates": f"{CANDIDATES}; {PROXY_CANDIDATES} with --upstream"}
+DEFAULT_TEXTS = {
+    "num_candidates": f"{CANDIDATES}; {PROXY_CANDIDATES} with --upstream; of edits as in training",
+    "temperature": "1; 0 with edits",
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,24 @@ class Serve:
     not ranked."""
     value_weights: tuple[Finite, ...] = ()
     """Weight of each value. A negative one avoids what that value rates highly. Default: equal."""
+    edit: str | None = None
+    """Run of `genpol train --agent expo`. Its edits move the proposals, and its value chooses among
+    proposals and edits. Default: nothing is edited."""
+    watch: str | None = None
+    """Run whose newer values and edits are taken up between episodes. It need not be there yet:
+    until then --value or --edit choose, or nobody does. Default: none."""
+    watch_every: Annotated[float, Gt(0), Le(1e6)] = 2.0
+    """Seconds between two looks at --watch, above 0."""
+    judge_by: str | None = None
+    """Recorded episodes that newer versions of --watch are judged by. One that is worse on those
+    that no version has learnt from is not served. Default: --record."""
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs an API key, or --insecure."""
     port: Annotated[int, Ge(0), Le(65535)] = 8000
     """Port to listen on, 0 to 65535. 0 takes a free one."""
     num_candidates: Size | None = None
     """Proposals that are ranked for each decision (K), at least 1."""
-    temperature: NotNegative = 1.0
+    temperature: NotNegative | None = None
     """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
     0 takes the best."""
     margin: NotNegative | None = None
@@ -79,6 +94,9 @@ class Serve:
     """Sentence encoder for values and policies trained with language: "shipped", or a folder."""
     env: str | None = None
     """Environment whose actions a black box gives. Default: the environment of --value."""
+    actions_of: str | None = None
+    """Dataset that has the robot's actions, such as the demonstrations. It says their bounds where
+    no value, --env or server does. Default: none."""
     record: str | None = None
     """Folder to record every episode in: observations, candidates, scores, and what was executed.
     It is a LeRobot v3 dataset. Default: nothing is recorded."""
@@ -130,11 +148,18 @@ def check(config: Serve) -> None:
     check_numbers(config)
     if (config.policy is None) == (config.upstream is None):
         raise InputError("expected either --policy or --upstream")
-    if upstream_of(config) and not config.value:
-        raise InputError("--upstream needs --value to choose by")
+    chooses = bool(config.value or config.edit or config.watch)
+    if upstream_of(config) and not chooses:
+        raise InputError("--upstream needs --value, --edit or --watch to choose by")
     for name in ("num_candidates", "margin", "gate", "deadline_ms"):
-        if getattr(config, name) is not None and not config.value:
+        if getattr(config, name) is not None and not chooses:
             raise InputError(f"--{name.replace('_', '-')} needs --value to choose by")
+    if config.edit is not None and config.value:
+        raise InputError("--edit brings the value that it was trained with: leave out --value")
+    if config.watch is not None and len(config.value) > 1:
+        raise InputError("--watch replaces one value, not several: pass one --value at most")
+    if config.judge_by is not None and config.watch is None:
+        raise InputError("--judge-by judges what --watch takes up: pass --watch")
     if config.api_key is not None and config.api_key_file is not None:
         raise InputError("expected either --api-key-file or --api-key")
     if config.value_weights and len(config.value_weights) != len(config.value):

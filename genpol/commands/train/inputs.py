@@ -272,7 +272,9 @@ def _read(
 ) -> tuple[Data, ActionSpec]:
     """The dataset's transitions, with rewards where they are needed, and the spec with its
     statistics."""
+    from offline.data.joined import by_source, sources_of
     from offline.data.mixed_transitions import transitions_of
+    from offline.data.recorded_rows import own_split
     from offline.data.training_data import check_actions, check_dataset_fits, wanted_keys
 
     keys = wanted_keys(episodes, config.obs_keys, config.image_keys)
@@ -281,9 +283,13 @@ def _read(
     check_actions(episodes, probe.action_spec)
     known = episodes.spec
     spec = dataclasses.replace(spec, mean=known.mean, std=known.std, p01=known.p01, p99=known.p99)
+    kept = None
+    if any(hasattr(source.episodes, "decisions") for source in sources_of(episodes)):
+        kept, _ = by_source(episodes, own_split)  # what --watch judges by is never learnt from
     data = transitions_of(
         episodes,
         config.action_chunk,
+        indices=kept,
         spec=spec,
         discount=config.discount,
         reward=config.reward if rewarded else "none",

@@ -21,6 +21,7 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
     from genpol.agents.recorded_base import RecordedBase
     from genpol.runs.device import pick_device
     from offline.data.mixture import Mixture, Share
+    from offline.data.recorded_rows import LEARNT
     from offline.data.replay import Replay
     from offline.learning.loop import Loop
     from robots.envs.make import layout_seed
@@ -53,6 +54,8 @@ def make_loop(config: Train, inputs: Inputs, envs: Any) -> Loop:
         replay_slots=0 if recorded else replay.slots,
         device=device,
     )
+    if data is not None and data.ids and hasattr(agent, "critic"):
+        agent.critic.target.meta[LEARNT] = data.ids
     if config.compile:
         compile_networks(agent.networks(), device)
     imagination = None
