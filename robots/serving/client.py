@@ -27,6 +27,10 @@ from robots.serving.observations import kind_of, numbers
 from robots.serving.wire import one_line, pack
 
 
+class UnknownActions(InputError):
+    """Nobody says what a server's actions are."""
+
+
 class RemotePolicy:
     """A policy server's proposals; make it with `connect`.
 
@@ -331,7 +335,9 @@ def _spec(
     """The spec to normalise by: the caller's, or the server's own."""
     spec = env_spec or announced
     if spec is None:
-        raise InputError(f"{url} does not say what its actions are: name the environment (--env)")
+        raise UnknownActions(
+            f"{url} does not say what its actions are: name the environment (--env)"
+        )
     if announced is not None and announced.dim != spec.dim:
         raise SpecError(f"{url} serves actions with A={announced.dim}, expected A={spec.dim}")
     length = chunk or (announced or spec).chunk

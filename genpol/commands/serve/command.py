@@ -134,7 +134,8 @@ def proxy(config: Serve) -> Parts:
     from genpol.commands.serve.choosing import first_choice, make_watch, steer
     from genpol.commands.serve.keys import upstream_key
     from genpol.commands.serve.recording import make_recorder
-    from robots.serving.client import RemotePolicy
+    from offline.errors import InputError
+    from robots.serving.client import RemotePolicy, UnknownActions
     from robots.serving.per_client import noise
     from robots.serving.proxy import ProxySession
     from robots.serving.told import FEATURES
@@ -158,7 +159,11 @@ def proxy(config: Serve) -> Parts:
             deadline=config.deadline_ms / 1e3 if config.deadline_ms else None,
         )
 
-    with connect() as probe:
+    try:
+        probe = connect()
+    except UnknownActions as error:
+        raise InputError(f"{error}, or a dataset of the robot's (--actions-of)") from error
+    with probe:
         metadata = {key: entry for key, entry in probe.metadata.items() if key != "genpol"}
         spec = probe.spec
     generators = noise(config.seed)
