@@ -221,4 +221,4 @@ def join_batches(parts: list[Batch]) -> Batch:
 def _tensor(array: np.ndarray) -> Tensor:
     if array.dtype != np.uint8:
         array = array.astype(np.float32, copy=False)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
