@@ -151,9 +151,9 @@ def compared(
 
 def opened(data: str) -> Episodes:
     """The episodes to judge by, as they are now."""
-    from robots.datasets.several import open_data
+    from robots.datasets.open import open_dataset
 
-    return open_data([data])
+    return open_dataset(data)
 
 
 def spec_of_data(path: str) -> ActionSpec:
