@@ -1,6 +1,7 @@
 """`JoinedEpisodes`: several datasets as one, such as demonstrations and a robot's own episodes.
 
-Episodes are numbered one dataset after the other. What all datasets observe is observed. The action
+Episodes are numbered one dataset after the other. What all datasets observe is observed, by the
+names of the first: the others' names are matched (`offline.naming`). The action
 spec is one: bounds that a dataset states win over bounds that were guessed from its actions, and
 datasets that state different bounds are refused. `offline.data.mixed_transitions` draws batches
 from the datasets by their weights.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from offline.data.episodes import Episode, Episodes
 from offline.errors import InputError, shown
+from offline.naming import match_names
 from offline.spec import ActionSpec
 
 TOLERANCE = 1e-3  # of a bound, as a share of the dimension's width
@@ -73,6 +75,7 @@ class JoinedEpisodes:
         if not (np.isfinite(shares).all() and (shares > 0).all()):
             raise InputError(f"weights of datasets are above 0, received {list(weights)}")
         shares = shares / shares.sum()
+        parts = [parts[0], *(_named_like(parts[0], part) for part in parts[1:])]
         known = names or [
             str(part.meta.get("path", f"dataset {i}")) for i, part in enumerate(parts)
         ]
@@ -109,6 +112,47 @@ class JoinedEpisodes:
             if source.start <= index < source.start + len(source.episodes):
                 return source, index - source.start
         raise IndexError(index)
+
+
+class Renamed:
+    """A dataset whose observations have other names.
+
+    Args:
+        source: the dataset.
+        names: its names -> those to use.
+    """
+
+    def __init__(self, source: Episodes, names: Mapping[str, str]) -> None:
+        self.source, self.names = source, dict(names)
+        self.obs_shapes = {self.names.get(k, k): tuple(s) for k, s in source.obs_shapes.items()}
+        self.lengths, self.env = source.lengths, source.env
+        self.meta, self.splits = source.meta, source.splits
+
+    @property
+    def spec(self) -> ActionSpec:
+        """The dataset's."""
+        return self.source.spec
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Episode:
+        episode = self.source[index]
+        obs = {self.names.get(key, key): values for key, values in episode.obs.items()}
+        return dataclasses.replace(episode, obs=obs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a recording says of its episodes."""
+        if name not in ("decisions", "facts", "rows", "episode_indices"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return getattr(self.source, name)
+
+
+def _named_like(first: Episodes, other: Episodes) -> Episodes:
+    """The other dataset, with the first one's names of what both observe."""
+    found = match_names(first.obs_shapes, other.obs_shapes, "rename one of them")
+    names = {theirs: ours for ours, theirs in found.items() if theirs != ours}
+    return Renamed(other, names) if names else other
 
 
 def join(
@@ -163,8 +207,7 @@ def _shared_shapes(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
             for s in sources
         )
         raise InputError(
-            f"no observation is in every --data ({listed}): are they of the same robot? "
-            "--rename gives a dataset's observation another name"
+            f"no observation is in every --data ({listed}): are they of the same robot?"
         )
     for key, name in sorted(missing.items()):
         log.warning('the observation "%s" is left out: %s does not have it', key, name)

@@ -147,7 +147,7 @@ def with_proposals(
         InputError: the proposals are shorter than the critic's chunks.
     """
     at: dict[int, int] = {}
-    table = []
+    table: list[Tensor] = []
     for frame, proposals in zip(frames.tolist(), candidates, strict=True):
         if len(proposals):
             if proposals.shape[1] < spec.chunk:

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from recorded_episodes import recorded_line
 from toy_data import ListEpisodes, episode, line_data, spec
 
 from offline.critics.train_value import ValueTraining
@@ -114,3 +115,16 @@ def test_what_does_not_fit_is_refused_by_name(caplog):
     with pytest.raises(IndexError):
         joined.locate(2)
     assert joined[-1] is blind[0]
+
+
+def test_names_of_one_thing_are_matched():
+    one = ListEpisodes([episode(4, success=True)], spec())
+    named = recorded_line(4)
+    for i, part in enumerate(named):
+        named[i] = dataclasses.replace(part, obs={"observation/state": part.obs["state"]})
+    named.obs_shapes = {"observation/state": (1,)}
+    joined = JoinedEpisodes([one, named])
+    assert joined.obs_shapes == {"state": (1,)} and set(joined[2].obs) == {"state"}
+    batch = transitions_of(joined, 2, proposals=2).sample(8, torch.Generator().manual_seed(0))
+    assert (batch.proposed[4:] != batch.proposed[4:, :1]).any()  # its decisions are still found
+    assert not hasattr(JoinedEpisodes([named, one]).sources[1].episodes, "decisions")
