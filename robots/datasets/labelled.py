@@ -92,7 +92,7 @@ class Labelled:
 
     def __getattr__(self, name: str) -> Any:
         """What else the dataset offers of an episode, such as the decisions of a recording."""
-        if name != "decisions":
+        if name not in ("decisions", "facts"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        decisions = self.source.decisions  # type: ignore[attr-defined]
-        return lambda index: decisions(int(self.rows[index]))
+        said = getattr(self.source, name)
+        return lambda index: said(int(self.rows[index]))
