@@ -49,7 +49,7 @@ def test_a_value_of_two_datasets(tmp_path, capsys):
     assert ValueFunction.load(run).meta["steps"] == 5
     capsys.readouterr()
     assert value(*both, "--data-weights", 1, 1, "--resume", run) == 2
-    assert "--data-weights 1.0 1.0 differs from 3 1" in capsys.readouterr().err
+    assert "--data-weights 1.0 1.0 differs from 3.0 1.0" in capsys.readouterr().err
     # One dataset is written as ever, and read so.
     one = tmp_path / "one"
     assert value("--data", LABELLED, "--output", one) == 0
