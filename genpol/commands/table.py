@@ -76,6 +76,11 @@ COMMANDS: dict[str, Command] = {
         "Serve",
         "Serve a policy, steered or not, or steer another server's policy (openpi).",
     ),
+    "improve": Command(
+        "genpol.commands.improve.command",
+        "Improve",
+        "Serve a policy, record what it does, learn from that, and swap, all at once.",
+    ),
     "bench finetune": Command(
         "genpol.commands.bench.finetune",
         "BenchFinetune",

@@ -1,0 +1,1 @@
+"""Serving, recording, learning and swapping, all at once, in processes of their own."""
