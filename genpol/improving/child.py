@@ -1,7 +1,8 @@
 """The program in which `processes.Child` runs one command of the kit.
 
     python -m genpol.improving.child MODULE ...     imports these modules, and waits
-    {"words": ["serve", ...], "niceness": 0}        one line on its standard input: what to do
+    {"program": "genpol", "words": ["serve", ...], "niceness": 0}
+                                                    one line on its standard input: what to do
 
 It ends when the process that started it ends, however that ends: its standard input is a pipe, of
 which the operating system closes the other end. The first it does then is to ask itself to stop
@@ -33,8 +34,8 @@ def main(modules: list[str]) -> None:
     if job["niceness"]:
         os.nice(job["niceness"])
     threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
-    sys.argv = ["genpol", *job["words"]]
-    runpy.run_module("genpol", run_name="__main__")
+    sys.argv = [job["program"], *job["words"]]
+    runpy.run_module(job["program"], run_name="__main__")
 
 
 def _line() -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+PROGRAM = "genpol"  # the module whose commands they are
 PATIENCE = 30.0  # seconds for a process that was asked to stop
 _TAIL = 8192  # bytes of a log in which its last line is looked for
 
@@ -54,9 +55,9 @@ class Child:
     def begin(self, words: Sequence[str]) -> None:
         """Say what to do, once. A process that has died meanwhile is noticed by `code`."""
         self.started = time.monotonic()
-        line = json.dumps({"words": list(words), "niceness": self._niceness}) + "\n"
+        job = {"program": PROGRAM, "words": list(words), "niceness": self._niceness}
         with contextlib.suppress(OSError):
-            self._pipe.write(line.encode())
+            self._pipe.write(json.dumps(job).encode() + b"\n")
             self._pipe.flush()
 
     @property
