@@ -215,8 +215,8 @@ class Loop:
             str(settings.chunk), "--port", "0", "--num-candidates", str(settings.candidates),
             "--temperature", f"{settings.temperature:g}", "--seed", str(self.cell.seed),
             "--threads", str(self.cell.threads), "--env", self.cell.env, "--data",
-            str(self.cell.successes()), "--learn-options", options, *settings.learn_keys,
-            "--serve-options", "--rate-limit 1e6",
+            str(self.cell.successes()), f"--learn-options={options}", *settings.learn_keys,
+            "--serve-options=--rate-limit 1e6",
         ]  # fmt: skip
         return words
 

@@ -179,10 +179,10 @@ def report(rows: list[dict[str, str]]) -> str:
 
     found = {(row["task"], int(row["seed"]), row["arm"], int(row["episodes"])): row for row in rows}
     lines = [
-        f"Success in %, on {Settings().evaluated} layouts for each training seed that the robot is",
-        "never deployed on, pooled over seeds, with 95 % Wilson intervals; the same layouts in every",
-        "arm. The last columns are of the loop up to its last measurement: minutes of the clock and",
-        "of the processor, the simulator among them (`python -m scripts.improve_tables`).",
+        f"Success in %, on {Settings().evaluated} layouts for each training seed on which no robot",
+        "is deployed, pooled over seeds, with 95 % Wilson intervals; the layouts are the same in",
+        "every arm. The last columns are of the loop up to its last measurement: minutes of the",
+        "clock and of the processor, with the simulator (`python -m scripts.improve_tables`).",
         "",
         "| task | arm | seeds | 0 | " + " | ".join(map(str, MILESTONES)) + " | clock | processor |",
         "|---" * (6 + len(MILESTONES)) + "|",

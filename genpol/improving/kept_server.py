@@ -84,6 +84,7 @@ class KeptServer:
             if child is not None:
                 child.stop()
         self._now = self._next = None
+        self.ready = False
 
     def _start(self) -> None:
         if self._next is not None and self._next.code is None:

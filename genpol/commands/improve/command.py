@@ -196,11 +196,13 @@ def command_line(config: Improve) -> str:
     for name, given in asdict(config).items():
         if given == getattr(usual, name):
             continue
-        words.append(f"--{name.replace('_', '-')}")
+        flag = f"--{name.replace('_', '-')}"
         if isinstance(given, tuple):
-            words += map(str, given)
-        elif given is not True:
-            words.append(str(given))
+            words += [flag, *map(str, given)]
+        elif given is True:
+            words.append(flag)
+        else:  # a text may begin with a dash
+            words += [f"{flag}={given}"] if str(given).startswith("-") else [flag, str(given)]
     return shlex.join(words)
 
 

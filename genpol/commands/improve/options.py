@@ -65,8 +65,8 @@ class Improve:
     """Actions of a chunk (H) that is scored, at least 1. Default: as many as the robot mostly
     executes of an answer."""
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback needs an API key, or --serve-options
-    "--insecure"."""
+    """Address to listen on. Anything but loopback needs an API key, or
+    --serve-options=--insecure."""
     port: Annotated[int, Ge(0), Le(65535)] = 8000
     """Port to listen on, 0 to 65535. 0 takes a free one."""
     api_key_file: str | None = None
@@ -90,8 +90,8 @@ class Improve:
     trust: bool = False
     """Load checkpoints that are pickles. A pickle can run code when it is opened."""
     serve_options: str = ""
-    """Further options of `genpol serve`, as one text: "--deadline-ms 100 --gate 3". Default:
-    none."""
+    """Further options of `genpol serve`, as one text: --serve-options="--deadline-ms 100 --gate 3".
+    Default: none."""
     recorded_weight: Positive = 1.0
     """Share of every batch that the robot's episodes give, above 0; that of each --data is 1."""
     obs_keys: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Improve:
     """Cameras to learn from. Default: none."""
     learn_options: str = ""
     """Further options of `genpol value` (or `genpol train`, as --learn says), as one text:
-    "--critic iql --batch-size 128". Default: none."""
+    --learn-options="--critic iql --batch-size 128". Default: none."""
     seed: Seed = 0
     """Seed of learning and of the server's noise."""
     niceness: Annotated[int, Ge(0), Le(19)] = 19
