@@ -44,20 +44,25 @@ class Robot:
         self._client: Any = None
         self.lost, self.longest = 0, 0.0
 
+    def connect(self) -> Any:
+        """A connection by openpi's own client."""
+        from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+        return WebsocketClientPolicy(self._url)
+
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a message; asks again until there is one.
 
         Raises:
             SystemExit: none came in time; with what the server said last.
         """
-        from openpi_client.websocket_client_policy import WebsocketClientPolicy
         from websockets.exceptions import WebSocketException
 
         began = time.monotonic()
         while True:
             try:
                 if self._client is None:
-                    self._client = WebsocketClientPolicy(self._url)
+                    self._client = self.connect()
                 answer = self._client.infer(dict(message))
             except (OSError, WebSocketException, RuntimeError) as error:
                 # RuntimeError is what openpi's client makes of a line of text: no answer either.

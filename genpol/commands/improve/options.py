@@ -28,7 +28,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "run": ("episodes",),
 }  # fmt: skip
 # What help shows for settings that are decided later.
-DEFAULT_TEXTS = {"record": "recording/ in --output"}
+DEFAULT_TEXTS = {
+    "record": "recording/ in --output",
+    "num_candidates": "8 with --upstream, 32 with --policy; of edits as in training",
+    "temperature": "1; 0 with edits",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Improve:
     output: Path = Path("runs/improve")
     """Run folder: what has been learnt, logs, and index.html, the page of success by version."""
     num_candidates: Size | None = None
-    """Proposals for each decision (K), at least 1. Default: 8 with --upstream, else 32."""
-    temperature: NotNegative = 1.0
+    """Proposals for each decision (K), at least 1."""
+    temperature: NotNegative | None = None
     """Temperature of the choice by softmax(value / temperature), in units of the value, at least 0.
     0 takes the best."""
     prompt: str | None = None

@@ -11,7 +11,9 @@ from genpol.improving.versions import CURRENT
 
 # What the next server imports before it is needed.
 MODULES = (
-    "torch", "genpol.commands.serve.command", "genpol.steering.session", "robots.serving.serve",
+    "torch", "genpol.commands.serve.command", "genpol.commands.serve.choosing",
+    "genpol.deployed.watch", "genpol.steering.session", "robots.serving.serve",
+    "robots.recording.recorder",
     "robots.serving.proxy", "robots.serving.client", "offline.critics.value",
 )  # fmt: skip
 
@@ -21,11 +23,12 @@ def serve_words(config: Improve, port: int) -> list[str]:
     words = ["serve", "--host", config.host, "--port", str(port)]
     words += ["--record", str(recording_of(config)), "--record-fps", f"{config.record_fps:g}"]
     words += ["--watch", str(config.output / CURRENT)]
-    words += ["--temperature", f"{config.temperature:g}", "--seed", str(config.seed)]
+    words += ["--seed", str(config.seed)]
     for flag, given in (
         ("--upstream", config.upstream),
         ("--policy", config.policy),
         ("--num-candidates", config.num_candidates),
+        ("--temperature", config.temperature),
         ("--prompt", config.prompt),
         ("--env", config.env),
         ("--api-key-file", config.api_key_file),
