@@ -9,7 +9,8 @@ A file has one row for each episode that was judged. `episode` is the dataset's 
 `success` is 1, 0 or empty, `moment` is seconds from the episode's start or empty. An episode whose
 `success` is empty was skipped and is left out. An episode without a row keeps what the dataset says
 of it, and is left out where the dataset says nothing. A success ends at its moment. A file
-labels.csv in the folder of a dataset is read without being asked for.
+labels.csv in the folder of a dataset is read without being asked for. Without one, a recording is
+what the robot said: the episodes of which it said nothing are left out, where it said anything.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def labelled(episodes: Episodes, success: str | None = None) -> Episodes:
     """
     if success is None:
         beside = labels_beside(episodes)
-        return episodes if beside is None else _by_file(episodes, beside)
+        return _as_recorded(episodes) if beside is None else _by_file(episodes, beside)
     if success == "all":
         return Labelled(episodes, lambda episode, position: True)
     if success == "last-reward":
@@ -191,6 +192,25 @@ def _by_file(episodes: Episodes, path: Path) -> Labelled:
     return Labelled(
         episodes, lambda episode, position: found[position], rows=list(found), ends=ends
     )
+
+
+def _as_recorded(episodes: Episodes) -> Episodes:
+    """A recording without the episodes of which nobody has said whether they succeeded, such as
+    those in which the robot's connection broke. Other datasets, and one without any word, stay."""
+    if not hasattr(episodes, "success_of"):
+        return episodes
+    found = {
+        position: success
+        for position in range(len(episodes))
+        if (success := episodes.success_of(position)) is not None
+    }
+    if len(found) in (0, len(episodes)):
+        return episodes
+    log.warning(
+        "%s: left out %d of %d episodes, of which nobody has said whether they succeeded",
+        episodes.meta.get("path", "the recording"), len(episodes) - len(found), len(episodes),
+    )  # fmt: skip
+    return Labelled(episodes, lambda episode, position: found[position], rows=list(found))
 
 
 def _known(episodes: Episodes, position: int) -> bool | None:

@@ -15,7 +15,7 @@ Learn = Literal["value", "bestofn", "expo"]
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "upstream", "policy", "data", "value", "record", "every", "learn", "steps", "action_chunk",
+        "upstream", "policy", "data", "success", "value", "record", "every", "learn", "steps", "action_chunk",
         "host", "port", "api_key_file", "rename", "output",
     ),
     "serving": (
@@ -51,8 +51,10 @@ class Improve:
     """Policy to serve: a folder of `genpol clone` or `genpol train`, or robomimic:FILE, octo:DIR,
     lerobot:DIR or module:function. Default: none; --upstream is needed instead."""
     data: tuple[str, ...] = ()
-    """Demonstrations that are learnt from beside the robot's own episodes, with labels: see
-    `genpol value`. Default: none."""
+    """Demonstrations that are learnt from beside the robot's own episodes. Default: none."""
+    success: tuple[str, ...] = ()
+    """Who says which episodes of --data succeeded, one for all of them or one for each, as in
+    `genpol value`: all, last-reward, a FILE.csv or module:function. Default: as the data says."""
     value: Path | None = None
     """Folder of `genpol value` to choose by until something has been learnt. Default: none, the
     policy is served as it is."""
@@ -131,6 +133,10 @@ def check(config: Improve) -> None:
     check_numbers(config)
     if (config.policy is None) == (config.upstream is None):
         raise InputError("expected either --policy or --upstream")
+    if len(config.success) not in (0, 1, len(config.data)) or (config.success and not config.data):
+        raise InputError(
+            f"{len(config.success)} --success for {len(config.data)} --data: pass one for each"
+        )
     for flag, text in (
         ("--serve-options", config.serve_options),
         ("--learn-options", config.learn_options),

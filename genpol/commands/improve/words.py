@@ -36,6 +36,8 @@ def serve_words(config: Improve, port: int) -> list[str]:
     ):
         if given is not None:
             words += [flag, str(given)]
+    if config.env is None and config.data:
+        words += ["--actions-of", config.data[0]]
     if config.rename:
         words += ["--rename", *config.rename]
     if config.trust:
@@ -55,6 +57,9 @@ def lessons(config: Improve, chunk: int) -> list[Lesson]:
     common += ["--data", str(recording_of(config)), *config.data]
     if config.data:
         common += ["--data-weights", f"{config.recorded_weight:g}", *("1" for _ in config.data)]
+    if config.success:  # the robot's own episodes say it themselves
+        said = config.success if len(config.success) > 1 else config.success * len(config.data)
+        common += ["--success", "data", *said]
     for flag, keys in (("--obs-keys", config.obs_keys), ("--image-keys", config.image_keys)):
         if keys:
             common += [flag, *keys]

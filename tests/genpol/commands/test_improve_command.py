@@ -116,6 +116,7 @@ EVERYTHING = {
     "rename": ("a=b",), "prompt": "push", "env": "metaworld/push-v3", "num_candidates": 4,
     "serve_options": "--deadline-ms 100", "device": "cpu", "trust": True, "image_keys": ("image",),
     "obs_keys": ("state",), "data": ("demos.hdf5", "more"), "recorded_weight": 2.0,
+    "success": ("all",),
 }  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def test_the_words_are_of_commands_that_take_them(tmp_path, more):
     [lesson] = lessons(config, 3)
     value = parse(Value, [*lesson.words, "--output", "x"], "genpol value")
     assert value.data == (str(recording_of(config)), *config.data) and value.action_chunk == 3
+    assert value.success == (("data", "all", "all") if config.success else ())
     value.check()
     for learn, gives in (("bestofn", ("value",)), ("expo", ("value", "edit"))):
         [lesson] = lessons(replace(config, learn=learn), 3)
@@ -159,6 +161,8 @@ def test_the_command_can_be_typed_again(tmp_path):
     [
         ({"upstream": None}, "either --policy or --upstream"),
         ({"policy": "runs/clone"}, "either --policy or --upstream"),
+        ({"success": ("all",)}, "1 --success for 0 --data"),
+        ({"success": ("all",) * 3, "data": ("a", "b")}, "3 --success for 2 --data"),
         ({"serve_options": "'"}, "--serve-options cannot be read as words"),
         ({"learn_options": "x --critic iql"}, '--learn-options takes options .* received "x"'),
     ],

@@ -150,3 +150,21 @@ def test_rewards_that_are_not_there_judge_nothing(tmp_path):
     episode.meta["rewards"] = "missing, read as 0"
     with pytest.raises(InputError, match="last-reward needs rewards"):
         labelled(EpisodeList([episode]), "last-reward")[0]
+
+
+class Recorded(EpisodeList):
+    """Says of each episode what the robot said, as a recording does."""
+
+    def success_of(self, index):
+        return self[index].success
+
+
+def test_episodes_of_a_recording_of_which_nobody_said_anything_are_left_out(caplog):
+    said = [silent(success=True), silent(), silent((0, 0), success=False)]
+    with caplog.at_level(logging.WARNING):
+        found = labelled(Recorded(said, meta={"path": "rec"}))
+    assert outcomes(found) == [(True, True, 3), (False, False, 2)]
+    assert "rec: left out 1 of 3 episodes, of which nobody has said" in caplog.text
+    assert len(labelled(Recorded([silent(), silent()]))) == 2  # nobody said anything at all
+    assert len(labelled(Recorded(said), "all")) == 3
+    assert len(labelled(EpisodeList(said))) == 3  # no recording
