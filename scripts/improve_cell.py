@@ -145,7 +145,8 @@ class Cell:
 
         def make(path: Path) -> None:
             genpol(
-                "value", "--data", self.successes(), "--success", "all", "--steps", self.settings.value_steps,
+                "value", "--data", self.successes(), "--success", "all", "--steps",
+                self.settings.value_steps,
                 "--action-chunk", self.settings.chunk, "--seed", self.seed, "--threads",
                 self.threads, "--wandb", "disabled", "--output", path, *self.settings.learn_keys,
                 *self.settings.value_options.split(),

@@ -15,8 +15,8 @@ Learn = Literal["value", "bestofn", "expo"]
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": (
-        "upstream", "policy", "data", "success", "value", "record", "every", "learn", "steps", "action_chunk",
-        "host", "port", "api_key_file", "rename", "output",
+        "upstream", "policy", "data", "success", "value", "record", "every", "learn", "steps",
+        "action_chunk", "host", "port", "api_key_file", "rename", "output",
     ),
     "serving": (
         "num_candidates", "temperature", "prompt", "env", "record_fps", "trust", "serve_options",
