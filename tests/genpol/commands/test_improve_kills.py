@@ -87,7 +87,7 @@ class Deployment:
         except (OSError, ValueError):
             return {}
 
-    def until(self, true, seconds=120.0):
+    def until(self, true, seconds=600.0):
         end = time.monotonic() + seconds
         while not (found := true()):
             assert self.failure is None, self.failure
@@ -262,9 +262,10 @@ def test_any_part_is_killed_at_random_and_no_finished_decision_is_lost(tmp_path)
                 continue
             moments.append(moment)
             waits[part].append(one.answered_after(moment))
+            print(f"{part}: answered again after {waits[part][-1]:.2f} s", flush=True)
             if part == "conductor":  # its state.json is of the one before until it has looked
                 one.until(lambda: one.pids().get("conductor") == one.conductor.pid)
-        one.until(lambda: one.state().get("served", 0) >= 1, 600)
+        one.until(lambda: one.state().get("served", 0) >= 1)
     finally:
         one.close()
     assert one.failure is None
