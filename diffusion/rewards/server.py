@@ -187,20 +187,24 @@ ASKING: Mapping[str, Number] = {
 
 
 def read_address(
-    url: str, numbers: Mapping[str, Number], texts: tuple[str, ...] | None = None
+    url: str,
+    numbers: Mapping[str, Number],
+    texts: tuple[str, ...] | None = None,
+    what: str = "Reward",
 ) -> tuple[str, dict[str, Any]]:
     """The address without its options, and these: `numbers`, `key`, and those in `texts`.
 
-    Where `texts` is None, other parameters stay in the address; else they are refused.
+    Where `texts` is None, other parameters stay in the address; else they are refused. What errors
+    say of the address begins with `what`.
     Raises InputError on an address that cannot be one, and an option out of its range.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InputError(f'Reward "{shown(url)}" is no address: {error}.') from error
+        raise InputError(f'{what} "{shown(url)}" is no address: {error}.') from error
     if not host:
-        raise InputError(f'Reward "{shown(url)}" names no host: expected http://host:port/path.')
+        raise InputError(f'{what} "{shown(url)}" names no host: expected http://host:port/path.')
     options: dict[str, Any] = {}
     others: list[tuple[str, str]] = []
     keys = {"key_env": _key_of_variable, "key_file": _key_of_file}
@@ -208,7 +212,7 @@ def read_address(
         if key in keys:
             options["key"] = keys[key](text)
         elif key in numbers:
-            options[key] = _number(url, key, text, numbers[key])
+            options[key] = _number(f'{what} "{shown(url)}"', key, text, numbers[key])
         elif texts is None:
             others.append((key, text))
         elif key in texts:
@@ -216,12 +220,12 @@ def read_address(
         else:
             known = [*texts, *numbers, *keys]
             raise InputError(
-                f'Reward "{shown(url)}" has no option "{shown(key)}".{did_you_mean(key, known)}'
+                f'{what} "{shown(url)}" has no option "{shown(key)}".{did_you_mean(key, known)}'
             )
     return urlunsplit(parts._replace(query=urlencode(others))), options
 
 
-def _number(url: str, key: str, text: str, option: Number) -> float:
+def _number(name: str, key: str, text: str, option: Number) -> float:
     try:
         value = option.convert(text)
         valid = option.least <= value <= option.most
@@ -229,7 +233,7 @@ def _number(url: str, key: str, text: str, option: Number) -> float:
         valid = False
     if not valid:
         raise InputError(
-            f'Reward "{shown(url)}": expected {key} of at least {option.least} and at most '
+            f"{name}: expected {key} of at least {option.least} and at most "
             f'{option.most:g}, not "{shown(text)}".'
         )
     return value

@@ -1,42 +1,23 @@
 """`vlm@http://host:port/v1?model=NAME`: a vision-language model judges each image.
 
-It is asked over the chat interface that OpenAI's server has, and that vLLM, SGLang, llama.cpp,
-Ollama and LM Studio serve on this machine. One request for each image:
-
-    POST /chat/completions {"model", "messages": [text and image], "max_tokens", "temperature"}
-
-The reward is the number of the reply, from `low` to `high`. A reply is that number and nothing else
-(8, 7.5, 8/10, "score: 8"), or JSON: a number, or an object with "score" or "rating". Any other is
-asked for again, at a higher temperature, and is then an error that repeats it. A number is never
-picked out of a sentence.
+`chat.py` says how it is asked and what counts as an answer. The reward is the number of the reply,
+from `low` to `high`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic_core import from_json
 from torch import Tensor
 
-from diffusion.errors import InputError, RewardError, listed, shown
-from diffusion.rewards.exchange import Answer
+from diffusion.errors import InputError, shown
+from diffusion.rewards.chat import Chat, open_chat
 from diffusion.rewards.pixels import to_uint8
-from diffusion.rewards.remote import to_png
-from diffusion.rewards.server import (
-    ASKING,
-    CHECK_RETRIES,
-    CHECK_SECONDS,
-    Number,
-    Server,
-    read_address,
-)
+from diffusion.rewards.server import Number
 
 INSTRUCTION = """\
 This picture was made from the caption below. How well does it show what the caption asks for?
@@ -45,51 +26,23 @@ Judge objects, their number, attributes, places and text first, and the quality 
 Caption: {prompt}
 
 Answer with one number from {low} (not at all) to {high} (entirely), and with nothing else."""
-REPLIES = 3  # to a question whose answers are no numbers
-_TEMPERATURES = (0.0, 0.5, 1.0)
-_MOST = 2**20  # bytes of an answer
-_LONGEST = 100_000  # characters of an instruction
-_SCORES = ("score", "rating")
-_LONGEST_NUMBER = 100  # characters of a reply that is a number and no JSON
-_PLAIN = re.compile(
-    r"(?:(?:score|rating)\s*[:=]\s*)?([+-]?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?\s*\.?",
-    re.IGNORECASE | re.ASCII,
-)
-_FENCES = ("```json", "```")
 
 
 class Judge:
     """A RewardFn that asks a vision-language model about each image.
 
     Args:
-        server: of the interface; its address ends before /chat/completions.
-        model: its name there.
+        chat: with the model.
         instruction: the question; {prompt}, {low} and {high} in it are filled in.
-        low, high: the range of a valid number.
         concurrency: requests at a time.
-        max_tokens: of a reply; more for models that think aloud.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        model: str,
-        *,
-        instruction: str = INSTRUCTION,
-        low: float = 0.0,
-        high: float = 10.0,
-        concurrency: int = 4,
-        max_tokens: int = 512,
-        stop: threading.Event | None = None,
-    ) -> None:
-        self.server, self.model, self.instruction = server, model, instruction
-        self.low, self.high = low, high
-        self.concurrency, self.max_tokens = concurrency, max_tokens
-        self._stop = stop or threading.Event()
+    def __init__(self, chat: Chat, *, instruction: str = INSTRUCTION, concurrency: int = 4) -> None:
+        self.chat, self.instruction, self.concurrency = chat, instruction, concurrency
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """(B, 3, H, W) float in [0, 1] and B prompts -> (B,) float32. Raises RewardError."""
-        self._stop.clear()
+        self.chat.stop.clear()
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             asked = [
@@ -98,164 +51,30 @@ class Judge:
             ]
             return torch.tensor([one.result() for one in asked], dtype=torch.float32)
         finally:  # after an error or an interrupt nothing more is asked, nor waited for
-            self._stop.set()
+            self.chat.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def question(self, prompt: str) -> str:
         """The instruction with the prompt and the range in it."""
-        fill = {"{prompt}": prompt, "{low}": f"{self.low:g}", "{high}": f"{self.high:g}"}
+        low, high = self.chat.low, self.chat.high
+        fill = {"{prompt}": prompt, "{low}": f"{low:g}", "{high}": f"{high:g}"}
         return re.sub("{prompt}|{low}|{high}", lambda m: fill[m.group()], self.instruction)
 
     def _judge(self, pixels: Any, prompt: str) -> float:
-        picture = f"data:image/png;base64,{to_png(pixels)}"
-        content = [
-            {"type": "text", "text": self.question(prompt)},
-            {"type": "image_url", "image_url": {"url": picture}},
-        ]
         asked = f"about prompt {json.dumps(shown(prompt), ensure_ascii=False)}"
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.max_tokens,
-        }
-        problem = ""
-        for temperature in _TEMPERATURES[:REPLIES]:
-            if self._stop.is_set():
-                break
-            whole = body | {"temperature": temperature}
-            reply, cut = self.server.ask(
-                whole, _MOST, asked, lambda answer: self._reply(answer, asked), "/chat/completions"
-            )
-            value = number_of(reply, self.high)
-            if value is not None and self.low <= value <= self.high:
-                return value
-            problem = f'"{shown(reply, 160)}"'
-            if cut:
-                problem += f", cut off after {self.max_tokens} tokens (allow more: max_tokens=N)"
-        raise RewardError(
-            f"{self.server.name} replied {problem} {asked}, {REPLIES} times no valid number: "
-            f"expected one from {self.low:g} to {self.high:g} and nothing else. Say so in the "
-            f"instruction (instruction=FILE), or set the range with low=N and high=N."
-        )
-
-    def _reply(self, answer: Answer, asked: str) -> tuple[str, bool]:
-        """The text of an answer, and whether it was cut off."""
-        try:
-            choice = from_json(answer.body)["choices"][0]
-            content = choice["message"]["content"]
-            if isinstance(content, list):
-                content = "".join(part["text"] for part in content if part["type"] == "text")
-            if content is None:
-                content = ""
-            if not isinstance(content, str):
-                raise TypeError
-        except (ValueError, LookupError, TypeError) as error:
-            came = repr(shown(answer.body.decode(errors="replace")))
-            raise self.server.perhaps_passing(
-                f"answered {asked} with {came}", "expected a chat completion with a message."
-            ) from error
-        return content, choice.get("finish_reason") == "length"
-
-
-def number_of(reply: str, high: float) -> float | None:
-    """The number that a reply consists of; None where it consists of anything else."""
-    text = reply.strip()
-    if text.startswith("<think>"):
-        text = text.partition("</think>")[2].strip()
-    fence = next((one for one in _FENCES if text.startswith(one)), "")
-    if fence and text.endswith("```") and len(text) >= len(fence) + 3:
-        text = text[len(fence) : -3].strip()
-    plain = _PLAIN.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
-    if plain:
-        if plain.group(2) is not None and float(plain.group(2)) != high:
-            return None
-        return _finite(float(plain.group(1)))
-    try:
-        value = from_json(text)
-    except ValueError:
-        return None
-    if isinstance(value, dict):
-        found = [value[name] for name in _SCORES if name in value]
-        value = found[0] if len(found) == 1 else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return _finite(value)
-
-
-def _finite(value: float) -> float | None:
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # a whole number that no float holds
-        return None
+        return self.chat.number(self.question(prompt), [pixels], asked)
 
 
 def load_vlm(location: str | None) -> Judge:
     """From "http://host:port/v1?model=NAME&instruction=FILE&low=0&high=10&concurrency=4".
 
-    Further: max_tokens, timeout, retries, backoff, key_env, key_file. Without a model the server's
-    only one is taken. Raises InputError where the address or the file is wrong, RewardError where
-    nothing answers.
+    `open_chat` lists further options. Raises InputError where the address or the file is wrong,
+    RewardError where nothing answers.
     """
     if location is None or not re.match("https?://", location):
         raise InputError(
             'Reward "vlm" needs the address of a server: vlm@http://host:port/v1?model=NAME.'
         )
-    numbers = {
-        "low": Number(float, -1e6, 1e6),
-        "high": Number(float, -1e6, 1e6),
-        "concurrency": Number(int, 1, 256),
-        "max_tokens": Number(int, 1, 100_000),
-        **ASKING,
-    }
-    url, options = read_address(location, numbers, texts=("model", "instruction"))
-    stop = threading.Event()
-    asking = {name: options.pop(name) for name in (*ASKING, "key") if name in options}
-    asking.setdefault("timeout", 120.0)
-    if options.get("low", 0.0) >= options.get("high", 10.0):
-        raise InputError(f'Reward "{shown(location)}": expected low below high.')
-    if "instruction" in options:
-        options["instruction"] = _instruction(options["instruction"])
-    given = options.pop("model", "")
-    server = Server(
-        url.rstrip("/"),
-        name="The judge",
-        pause=stop.wait,
-        smaller=", or ask for less at a time with ?concurrency=N",
-        **asking,
-    )
-    if given:
-        server.check()
-    return Judge(server, given or _only_model(server), stop=stop, **options)
-
-
-def _only_model(server: Server) -> str:
-    """The name of the one model that a server has."""
-
-    def read(answer: Answer) -> list[str]:
-        try:
-            return [str(one["id"]) for one in from_json(answer.body)["data"]]
-        except (ValueError, LookupError, TypeError):
-            return []
-
-    def once() -> list[str]:
-        return server.once("GET", None, _MOST, "for its models", read, "/models", CHECK_SECONDS)
-
-    names = server.insist(once, min(server.retries, CHECK_RETRIES))
-    if len(names) != 1:
-        have = f"It has {listed(names)}" if names else "It does not say which it has"
-        raise InputError(f"{server.name}: which model? {have}. Add ?model=NAME.")
-    return names[0]
-
-
-def _instruction(path: str) -> str:
-    try:
-        with Path(path).expanduser().open(encoding="utf-8") as file:
-            text = file.read(_LONGEST + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or "no text"
-        raise InputError(f'instruction: "{shown(path)}" cannot be read ({why}).') from error
-    if not text.strip() or len(text) > _LONGEST:
-        raise InputError(
-            f'instruction: "{shown(path)}" holds no text, or more than {_LONGEST} characters.'
-        )
-    return text
+    numbers = {"concurrency": Number(int, 1, 256)}
+    chat, options = open_chat(location, name="The judge", numbers=numbers, texts=("instruction",))
+    return Judge(chat, **options)

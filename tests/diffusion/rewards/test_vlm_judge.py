@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusion.errors import InputError, RewardError
 from diffusion.rewards import load_reward
-from diffusion.rewards.vlm import number_of
+from diffusion.rewards.chat import number_of
 
 torch.set_num_threads(1)
 FAST = "backoff=0.01"
