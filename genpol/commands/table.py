@@ -51,6 +51,11 @@ COMMANDS: dict[str, Command] = {
         "DataChunk",
         "Rewrite a dataset so that each action is several in a row (for robomimic).",
     ),
+    "label": Command(
+        "genpol.commands.label.command",
+        "Label",
+        "Say which episodes of a dataset succeeded: a page in the browser, or a judge.",
+    ),
     "clone": Command(
         "genpol.commands.clone",
         "Clone",

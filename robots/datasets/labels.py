@@ -36,6 +36,9 @@ HEADER = ("episode", "success", "moment")
 FORMS = "all, last-reward, a FILE.csv, or module:function"
 _LONGEST = 64 << 20  # bytes of a file
 
+Judge = Callable[[Episode, int], bool | None]
+"""(an episode, the dataset's own index of it) -> whether it succeeded; None where it cannot say."""
+
 log = logging.getLogger(__name__)
 
 
@@ -240,27 +243,41 @@ def _last_reward(episode: Episode, position: int) -> bool:
     return bool(episode.rewards[-1] > 0)
 
 
-def _by_function(episodes: Episodes, name: str) -> Labelled:
-    """What the user's function says of each episode; it is asked once, here."""
+def judge_named(name: str) -> Judge:
+    """A function of the user's own that says of an episode whether it succeeded; None is no word.
+
+    Raises:
+        InputError: there is no such function; later, it fails or returns something else.
+    """
     function: Callable[[Episode], Any] = import_object(name, what="a judge of episodes")
     if not callable(function):
         raise InputError(f'--success "{name}" is a {type(function).__name__}, expected a function')
-    found: dict[int, bool] = {}
-    for position in range(len(episodes)):
-        episode = episodes[position]
+
+    def judge(episode: Episode, index: int) -> bool | None:
         try:
             said = function(episode)
         except InputError:
             raise
         except Exception as error:  # whatever the user's own function raises
-            raise InputError(f"{name} failed on episode {position}: {one_line(error)}") from error
+            raise InputError(f"{name} failed on episode {index}: {one_line(error)}") from error
         if said is not None and not isinstance(said, bool | np.bool_):
             raise InputError(
-                f"{name} returned {shown(said)} for episode {position}, expected True, False, or "
+                f"{name} returned {shown(said)} for episode {index}, expected True, False, or "
                 "None to leave it out"
             )
+        return None if said is None else bool(said)
+
+    return judge
+
+
+def _by_function(episodes: Episodes, name: str) -> Labelled:
+    """What the user's function says of each episode; it is asked once, here."""
+    judge = judge_named(name)
+    found: dict[int, bool] = {}
+    for position in range(len(episodes)):
+        said = judge(episodes[position], own_index(episodes, position))
         if said is not None:
-            found[position] = bool(said)
+            found[position] = said
     if left_out := len(episodes) - len(found):
         log.warning("%s left out %d of %d episodes", name, left_out, len(episodes))
     return Labelled(episodes, lambda episode, position: found[position], rows=list(found))

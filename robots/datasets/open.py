@@ -50,6 +50,16 @@ def open_dataset(
     Raises:
         InputError: missing, cut off, or of no known format; or the reader or the labels fail.
     """
+    return labelled(open_as_stored(path, images=images, image_size=image_size), success)
+
+
+def open_as_stored(
+    path: str | Path,
+    *,
+    images: bool | Sequence[str] = (),
+    image_size: int | None = None,
+) -> Episodes:
+    """As `open_dataset`, without any labels; `images=True` decodes all videos."""
     if image_size is not None and image_size < 1:
         raise InputError(f"a picture has at least 1 pixel, received image_size={image_size}")
     found = _open(path, images, image_size)
@@ -57,11 +67,11 @@ def open_dataset(
         len(shape) == 3 and tuple(shape[:2]) != (image_size, image_size)
         for shape in found.obs_shapes.values()
     ):
-        found = Resized(found, image_size)
-    return labelled(found, success)
+        return Resized(found, image_size)
+    return found
 
 
-def _open(path: str | Path, images: Sequence[str], image_size: int | None) -> Episodes:
+def _open(path: str | Path, images: bool | Sequence[str], image_size: int | None) -> Episodes:
     text = str(path)
     if text.startswith("minari:"):
         from robots.datasets.minari import MinariEpisodes
@@ -103,7 +113,7 @@ def _read_by(reader: str, path: str) -> Episodes:
     return OwnEpisodes(as_episodes(found, f"what {reader} returned"), reader)
 
 
-def _open_folder(path: Path, images: Sequence[str], image_size: int | None) -> Episodes:
+def _open_folder(path: Path, images: bool | Sequence[str], image_size: int | None) -> Episodes:
     if (path / "genpol" / "recording.json").is_file():
         from robots.datasets.recorded import RecordedEpisodes
 

@@ -27,6 +27,7 @@ NEEDED = {
     "collect": ["--env", "metaworld/push-v3", "--output", "out.hdf5"],
     "data chunk": ["demos.hdf5", "--output", "out.hdf5"],
     "clone": ["--data", "demos.hdf5"],
+    "label": ["demos.hdf5"],
     "value": ["--data", "demos.hdf5"],
     "steer": ["--policy", "policy", "--value", "value"],
 }
