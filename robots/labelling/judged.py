@@ -54,7 +54,7 @@ def judge_open(
     judge: Judge,
     *,
     parallel: int = 1,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> Verdicts:
     """Ask the judge about every episode without a label, and write each answer as it comes.
 
@@ -89,7 +89,7 @@ def compare(
     judge: Judge,
     *,
     parallel: int = 1,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> Agreement:
     """Ask the judge about every episode with a label, and change nothing; see `judge_open`."""
     labels = sheet.read()
@@ -108,7 +108,7 @@ def _asked(
     positions: list[int],
     judge: Judge,
     parallel: int,
-    progress: Callable[[Iterable[int]], Iterable[int]],
+    progress: Callable[[list[int]], Iterable[int]],
 ) -> Iterator[tuple[int, bool | None]]:
     """Each position and what the judge says, in order; at most `parallel` episodes are in memory.
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import tyro
 from annotated_types import Ge, Gt, Le
 
+from offline.ranges import Size
+
 # The order of help: subject -> fields.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what most people need": ("data", "labels", "port", "open_browser"),
@@ -36,8 +38,8 @@ class Label:
     """Open the page in the browser of this machine."""
     fps: Annotated[float, Gt(0), Le(1000)] | None = None
     """Frames per second of the films, above 0. Default: the dataset's, else 20."""
-    height: Annotated[int, Ge(16), Le(4096)] = 480
-    """Height of the films in pixels, 16 to 4096. Higher pictures are made smaller."""
+    height: Size = 480
+    """Height of the films in pixels, at least 1. Higher pictures are made smaller."""
     success: str | None = None
     """Judge of the episodes without a label, in place of the page: module:function of an episode;
     vlm@http://HOST:PORT/v1?model=NAME, a vision-language model; or all, where all succeeded.

@@ -144,7 +144,7 @@ def test_success_by_version_is_said_of_a_recording():
         (["--success", "vlm@http://h:1?frames=0"], '--success "http://h:1.*frames of at least 1'),
         (["--success", "vlm@http://127.0.0.1:1/v1?model=m&retries=0"], "Connection refused"),
         (["--compare"], "--compare needs a judge"),
-        (["--height", "8"], "16"),
+        (["--height", "0"], "--height must be"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(tmp_path, capsys, words, said):
