@@ -22,6 +22,7 @@ from genpol.agents.deploy import CONFIG as EDIT_CONFIG
 from genpol.agents.deploy import load_edit
 from genpol.agents.edit import Editor
 from genpol.steering.action_units import Units
+from genpol.steering.around import candidates_of
 from genpol.steering.select import Select
 from genpol.steering.steered import Edits, Steered
 from offline.critics.td import Encoded, Subset
@@ -63,13 +64,19 @@ class Choice:
         *,
         gate: float | None = None,
         deadline: float | None = None,
+        noise: float = 0.0,
     ) -> Steered[Any]:
-        """The policy, steered so; arguments are those of `Steered`."""
+        """The policy, steered so; arguments are those of `Steered`. With `noise` the candidates lie
+        around one proposal (see `genpol.steering.around`), where a value chooses and nothing edits.
+        """
         if self.editor is None:
-            critic = NoValue(base.spec) if self.value is None else self.value
             known = self.value is not None
+            critic = self.value if known else NoValue(base.spec)
+            count, near = candidates_of(
+                base.spec, critic.spec, num_candidates, noise if known else 0.0
+            )
             return Steered(
-                base, critic, num_candidates, select, gate=gate, deadline=deadline, check=known
+                base, critic, count, select, edit=near, gate=gate, deadline=deadline, check=known
             )
         value: ValueFunction = self.value
         with torch.no_grad():

@@ -67,6 +67,7 @@ def steer(config: Serve, choice: Choice, base: Policy, *, anytime: bool = True) 
         make_select(usual if config.temperature is None else config.temperature, config.margin),
         gate=config.gate,
         deadline=config.deadline_ms / 1e3 if config.deadline_ms and anytime else None,
+        noise=config.candidate_noise,
     )
 
 

@@ -143,6 +143,8 @@ def proxy(config: Serve) -> Parts:
     choice = first_choice(config)
     value, url = choice.value, upstream_of(config)
     count = config.num_candidates or choice.candidates or PROXY_CANDIDATES
+    if config.candidate_noise:
+        count = 1  # the others lie around it
     assert url is not None
     known = action_spec(config, value)
     spec, key = known, upstream_key(config)

@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "policy", "upstream", "value", "edit", "watch", "num_candidates", "temperature", "host",
         "port", "api_key_file", "rename", "prompt", "trust",
     ),
-    "choice": ("margin", "gate", "value_weights", "deadline_ms"),
+    "choice": ("margin", "gate", "value_weights", "candidate_noise", "deadline_ms"),
     "observations and instruction": ("language_model", "env", "actions_of"),
     "newer versions": ("watch_every", "judge_by"),
     "recording": ("record", "record_fps", "record_limit_gb"),
@@ -79,6 +79,10 @@ class Serve:
     deadline_ms: Annotated[float, Gt(0), Le(1e9)] | None = None
     """Milliseconds for a decision, above 0, waiting for its turn included. The proposals that have
     arrived by then are ranked. Default: no limit."""
+    candidate_noise: NotNegative = 0.0
+    """Candidates around the policy's proposal, for policies that always propose the same (ACT, an
+    L1 or MSE head): the policy is asked once, and the others lie at most this far from its answer,
+    in standard deviations of the data, at least 0. 0 asks the policy for all candidates."""
     parallel: Size = 8
     """Connections to --upstream, at least 1. Each has one request under way."""
     timeout: Annotated[float, Gt(0), Le(1e6)] = 30.0
@@ -154,6 +158,10 @@ def check(config: Serve) -> None:
     for name in ("num_candidates", "margin", "gate", "deadline_ms"):
         if getattr(config, name) is not None and not chooses:
             raise InputError(f"--{name.replace('_', '-')} needs --value to choose by")
+    if config.candidate_noise and config.edit is not None:
+        raise InputError("--edit moves the proposals itself: leave out --candidate-noise")
+    if config.candidate_noise and not (config.value or config.watch):
+        raise InputError("--candidate-noise needs --value or --watch to choose by")
     if config.edit is not None and config.value:
         raise InputError("--edit brings the value that it was trained with: leave out --value")
     if config.watch is not None and len(config.value) > 1:

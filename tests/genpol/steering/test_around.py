@@ -8,12 +8,14 @@ import pytest
 import torch
 from fake_steering import Quadratic, Uniform
 
+from genpol.deployed.choice import Choice
 from genpol.steering.around import Around, candidates_of
 from genpol.steering.select import argmax
 from genpol.steering.session import Arms
 from genpol.steering.steered import Steered
 from offline.errors import InputError
 from offline.spec import ActionSpec
+from robots.serving.proxy import chosen_answer
 
 OBS = {"state": torch.zeros(2, 3)}
 # What the critic learnt from moved by .5 and 2 about 0; the policy's units are others.
@@ -75,3 +77,13 @@ def test_arms_take_their_candidates_around_one():
     assert candidates_of(POLICY, CRITIC, 1, 0.3) == (1, None)
     with pytest.raises(InputError, match="noise above 0"):
         Around(POLICY, CRITIC, float("nan"), 3)
+
+
+def test_a_served_choice_sends_the_answer_that_was_moved():
+    choice = Choice(Quadratic(), {"state": (3,)})
+    steered = choice.steer(Same(), 32, argmax(), noise=0.5)
+    decision = steered.decide({"state": torch.zeros(1, 3)}, torch.Generator().manual_seed(1))
+    answer = chosen_answer([{"actions": [[0.1]], "more": 1}], decision, steered.spec)
+    assert answer["more"] == 1 and answer["actions"].tolist() == [pytest.approx([0.3], abs=0.05)]
+    # without a value nothing says which move is better, so the policy's own chunks are proposed
+    assert Choice().steer(Same(), 4, argmax(), noise=0.5).num_candidates == 4
