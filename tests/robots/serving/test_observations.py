@@ -69,3 +69,42 @@ def test_shapes_of_several_components():
     assert merged({"a": (3,)}, {"a": [3], "b": (4, 4, 3)}) == {"a": (3,), "b": (4, 4, 3)}
     with pytest.raises(SpecError, match='"a" has shape'):
         merged({"a": (3,)}, {"a": (4,)})
+
+
+def test_names_that_can_be_one_thing_only_need_no_renaming(caplog):
+    shapes = {"state": (2,), "images.top": (4, 4, 3)}
+    image = np.full((4, 4, 3), 7, np.uint8)
+    for message in (
+        {"state": [1, 2], "images.top": image},
+        {"observation.state": [1, 2], "observation.images.top": image},
+        {"observation/state": [1, 2], "observation/images/top": image},
+        {"observation": {"state": [1, 2], "images": {"top": image}}},
+        {"obs": {"state": [1, 2]}, "top": image},
+    ):
+        obs = Observations(shapes)(message)
+        assert obs["state"].tolist() == [[1, 2]] and (obs["images.top"] == 7).all()
+    both = {"observation/state": [1, 2], "obs.state": [3, 4], "images.top": image}
+    with pytest.raises(InputError, match='"state" is ambiguous.*pass --rename KEY=KEY'):
+        Observations(shapes)(both)
+    obs = Observations(shapes, rename={"obs.state": "state"})(both)  # the user has said which
+    assert obs["state"].tolist() == [[3, 4]]
+    # what else is sent keeps its name beside, for a component that does not say what it needs
+    obs = Observations({"state": (2,)}, others=True)({"observation.state": [1, 2], "extra": 5.0})
+    assert sorted(obs) == ["extra", "state"]
+
+
+def test_pictures_of_another_size_are_resized_and_said_once(caplog):
+    big = np.zeros((8, 12, 3), np.uint8)
+    big[:, 6:] = 200
+    observations = Observations({"image": (4, 4, 3)})
+    for _ in range(2):
+        seen = observations({"image": big})["image"]
+        assert seen.shape == (1, 4, 4, 3)
+        assert seen[0, :, 0].max() < 20 and seen[0, :, -1].min() > 180
+    assert sum("resized to 4 x 4" in line for line in caplog.messages) == 1
+    # a policy that does not say what it needs gets them as they are; its critic resizes them
+    assert Observations({"image": (4, 4, 3)}, others=True)({"image": big})["image"].shape == (
+        1, 8, 12, 3,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="expected"):
+        observations({"image": big[..., :1]})
