@@ -36,6 +36,6 @@ def test_a_critic_of_small_pictures_takes_large_ones():
     spec = ActionSpec.from_bounds([-1.0], [1.0])
     value = ValueFunction(spec, {"top": (16, 16, 3)}, hidden=(8,), ensemble=2)
     large = torch.randint(0, 255, (1, 32, 48, 3), dtype=torch.uint8)
-    small = torch.from_numpy(resize(large[0].numpy(), (16, 16)))[None]
+    small = torch.from_numpy(resize(large[0].numpy(), (16, 16)).copy())[None]
     with torch.no_grad():
         assert torch.equal(value.encode({"top": large}), value.encode({"top": small}))
