@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,12 @@ def report() -> str:
 def measure(rounds: int, seconds: float, pixels: int) -> list[dict[str, Any]]:
     """A row for each arm."""
     waits: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         record = Path(folder) / "recorded"
         servers = [start_server(), start_server("--record", str(record), "--record-fps", "20")]
         trainer = start_training(Path(folder) / "value")
         try:
-            sockets = [open_socket(server) for server in servers]
+            sockets = [opened.enter_context(connect_to(server)) for server in servers]
             requests = [observation(socket, pixels) for socket in sockets]
             for socket, request in zip(sockets, requests, strict=True):
                 block(socket, request, 1.0)  # what is loaded at the first decisions
@@ -96,9 +97,10 @@ def measure(rounds: int, seconds: float, pixels: int) -> list[dict[str, Any]]:
                     time.sleep(0.5)
                     waits[arm] += block(sockets[records], requests[records], seconds)
                     print(arm, summary(waits[arm]), flush=True)
-            for socket in sockets:
-                socket.close()
+                    if records:
+                        settle(record)
         finally:
+            opened.close()
             os.killpg(trainer.pid, signal.SIGKILL)
             for server in servers:
                 server.send_signal(signal.SIGINT)
@@ -135,7 +137,14 @@ def start_training(output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def open_socket(server: subprocess.Popen[str]) -> ClientConnection:
+def settle(record: Path) -> None:
+    """Wait until what has ended is converted, so that it costs the arm that recorded it only."""
+    end = time.monotonic() + 30
+    while len(list((record / "genpol" / "open").iterdir())) > 1 and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def connect_to(server: subprocess.Popen[str]) -> ClientConnection:
     assert server.stdout is not None
     return connect(server.stdout.readline().split()[-1], compression=None)
 

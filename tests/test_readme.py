@@ -230,10 +230,12 @@ def test_the_speeds_are_those_of_the_committed_benches():
 
 
 def test_the_waits_of_robots_are_those_of_the_committed_rows():
-    from scripts import serve_turns
+    from scripts import record_latency, serve_turns
 
     page = serve_turns.PAGE.read_text("utf-8")
     assert f"<!-- turns -->\n\n{serve_turns.report()}\n\n<!-- /turns -->" in page
+    report = record_latency.report()
+    assert f"<!-- record latency -->\n\n{report}\n\n<!-- /record latency -->" in page
 
 
 # -- figures in sentences -------------------------------------------------------------------------

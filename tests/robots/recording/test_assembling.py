@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from doc_blocks import ROOT, blocks
 from recordings import (
     SPEC,
     add_journals,
@@ -177,6 +178,14 @@ def test_no_transition_starts_or_ends_where_nothing_was_observed(tmp_path):
     won = converted(tmp_path / "won", {"states": [0, 1], "told": Told(success=True, alone=True)})
     batch = next(Transitions(won, 2, split=None).batches(99))
     assert batch.obs["state"][:, 0].tolist() == [0, 1] and batch.discount.tolist()[1] == 0
+
+
+def test_the_example_of_the_page_reads_a_recording(tmp_path):
+    converted(tmp_path / "rec", {"states": [1, 2]}, {"states": [3]})
+    (block,) = [b for b in blocks(ROOT / "docs/ROBOTS.md", "python") if "Recorded" in b.text]
+    names: dict = {}
+    exec(compile(block.text, "docs/ROBOTS.md", "exec"), names)
+    assert names["agreement"](str(tmp_path / "rec")) == [1.0, 1.0]
 
 
 def test_keys_of_messages_are_stored_under_lerobots_names():
