@@ -18,6 +18,7 @@ from robots.datasets.lerobot import OBSERVATION
 from robots.serving.observations import flatten, numbers
 
 MOST = 4096  # numbers of a vector; what is larger and no picture is not recorded
+LONGEST = 4000  # characters of a prompt
 SMALLEST, LARGEST = 8, 8192  # pixels of a picture's side
 PREFIX = re.compile(r"^observations?[./]")
 Arrays = dict[str, np.ndarray]
@@ -53,8 +54,8 @@ def split_message(
     prompt, left = "", list[str]()
     for key, value in flatten(message).items():
         name = feature_name(rename.get(key, key))
-        if name == OBSERVATION + "prompt" and isinstance(value, str | np.str_):
-            prompt = str(value)
+        if name == OBSERVATION + "prompt" and (text := _text(value)) is not None:
+            prompt = text
             continue
         array = numbers(value)
         if array is None or not array.size or name in vectors or name in pictures:
@@ -66,6 +67,12 @@ def split_message(
         else:
             left.append(key)
     return vectors, pictures, prompt, left
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size == 1:
+        value = value.item()
+    return str(value)[:LONGEST] if isinstance(value, str | np.str_) else None
 
 
 def is_picture(array: np.ndarray) -> bool:
@@ -81,9 +88,9 @@ def as_hwc(picture: np.ndarray) -> np.ndarray:
 
 
 def as_vector(values: np.ndarray) -> np.ndarray:
-    """One float32 vector; numbers that do not fit become the nearest that do, NaN becomes 0."""
+    """One float32 vector; what is not finite becomes 0, so that the episode can be read."""
     with np.errstate(over="ignore"):
-        return np.nan_to_num(np.asarray(values, np.float32).reshape(-1))
+        return np.nan_to_num(np.asarray(values, np.float32).reshape(-1), posinf=0.0, neginf=0.0)
 
 
 def describe(vectors: Arrays, pictures: Mapping[str, tuple[int, ...]], names: list[str], dim: int,

@@ -179,6 +179,11 @@ class Recorder:
     def split(self, message: Mapping[str, Any]) -> tuple[Arrays, Arrays, str, list[str]]:
         """See `split_message`; pictures are left out where they cannot be encoded."""
         vectors, pictures, prompt, left = split_message(message, self.rename)
+        for key, values in vectors.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                self.say(
+                    f"odd {key}", f'"{key}" has NaN or infinite values: they are recorded as 0'
+                )
         if pictures and not self.pictures:
             self.say(
                 "encoder",

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +17,7 @@ pytest.importorskip("pyarrow")
 openpi = pytest.importorskip("openpi_client.websocket_client_policy")
 
 from fake_servers import SHAPES, SPEC, OpenpiServer
+from forked import forked, free_port
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.runtime.agents.policy_agent import PolicyAgent
 from openpi_client.runtime.environment import Environment
@@ -34,7 +31,7 @@ from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
 from offline.errors import InputError
 from robots.datasets.recorded import RecordedEpisodes
-from robots.recording.recorder import Recorder
+from robots.recording.converter import Converter
 
 SMALL = Architecture(features=16, encoder_layers=1, width=16, layers=1, denoising_steps=2)
 STATE = np.array([0.5, -1.0, 2.0], np.float32)
@@ -53,7 +50,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture
 def left(monkeypatch):
     """Journals are left, and converted by the test: no process is started."""
-    monkeypatch.setattr(Recorder, "finish", lambda self, journal: None)
+    monkeypatch.setattr(Converter, "convert", lambda self, journal: None)
 
 
 def client(server):
@@ -159,39 +156,38 @@ def test_a_proxys_robot_is_recorded_and_its_server_is_told_nothing_of_it(folders
     np.testing.assert_allclose(episode.obs["state"][-1], 4 * STATE)
 
 
-def served(command) -> tuple[subprocess.Popen, int]:
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path.cwd()
-    )
-    found = re.fullmatch(r"serving on ws://127.0.0.1:(\d+)\n", process.stdout.readline())
-    assert found
-    return process, int(found[1])
+def serve_until_killed(folders, record, port, options):
+    """What the killed process does: nothing of it ends in order."""
+    with make_server(Serve(port=port, record=str(record), **options)) as server:
+        print(server.address, flush=True)
+        time.sleep(120)
 
 
-@pytest.mark.slow
-def test_no_answered_decision_is_lost_to_sigkill(folders, tmp_path):
-    """Killed after an answer, at random; what the robot was answered is in the recording."""
-    record = tmp_path / "recorded"
-    command = [sys.executable, "-m", "genpol", "serve", "--policy", folders["clone"], "--port"]
-    command += ["0", "--value", folders["value"], "--record", str(record)]
-    random, answered = np.random.default_rng(0), []
-    for _ in range(6):
-        process, port = served(command)
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_no_answered_decision_is_lost_to_sigkill(kills, folders, tmp_path, left):
+    """The server is killed a moment after an answer, at random, and another takes its place."""
+    record, random, answered = tmp_path / "recorded", np.random.default_rng(kills), []
+    options = {"policy": folders["clone"], "value": (folders["value"],), "num_candidates": 4}
+    left_by_the_dead = []
+    for kill in range(kills):
+        port, said = free_port(), tmp_path / f"{kill}.txt"
+        process = forked(lambda port=port: serve_until_killed(folders, record, port, options),
+                         said, said)  # fmt: skip
         try:
             robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
             answered.append([])
-            for step in range(int(random.integers(3, 12))):
+            for step in range(int(random.integers(1, 8))):
                 answer = robot.infer({"state": STATE * step / 10})
                 answered[-1].append(answer["actions"])
-            time.sleep(random.uniform(0, 0.02))
+            time.sleep(random.uniform(0, 0.005))
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(30)
-    process, _ = served(command)  # converts what was left
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join(30)
+        left_by_the_dead.append(len(list((record / "genpol" / "open").iterdir())))
+    assert left_by_the_dead == list(range(1, kills + 1))
+    add_journals(record)
     episodes = RecordedEpisodes(record)
-    assert len(episodes) == 6 and not os.listdir(record / "genpol" / "open")
-    for i in range(6):
+    assert len(episodes) == kills
+    for i in range(kills):
         assert episodes.facts(i).ended == "lost"
         np.testing.assert_allclose(episodes[i].actions, np.concatenate(answered[i]), atol=1e-6)

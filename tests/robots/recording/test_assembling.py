@@ -226,6 +226,18 @@ def test_a_recording_goes_on_and_other_robots_are_refused(tmp_path):
         open_dataset(tmp_path / "new")
 
 
+def test_numbers_that_are_none_are_recorded_as_0_and_said(tmp_path, caplog):
+    recorder = unconverted(tmp_path / "rec")
+    listener = recorder.listener()
+    force = np.array([1.0, np.nan, -np.inf, 1e300])
+    listener.decided({"state": np.ones(1), "force": force, "prompt": np.array("go")}, decided(0.0))
+    recorder.close()
+    add_journals(tmp_path / "rec")
+    episode = RecordedEpisodes(tmp_path / "rec")[0]
+    assert episode.obs["force"][0].tolist() == [1, 0, 0, 0] and episode.language == "go"
+    assert 'observation.force" has NaN or infinite values' in caplog.text
+
+
 def test_pictures_are_films_and_come_back_in_their_order(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     told = Told(success=True)
