@@ -174,6 +174,10 @@ def test_no_answered_decision_is_lost_to_sigkill(kills, folders, tmp_path, left)
         process = forked(lambda port=port: serve_until_killed(folders, record, port, options),
                          said, said)  # fmt: skip
         try:
+            end = time.monotonic() + 60
+            while not (said.is_file() and "ws://" in said.read_text()):
+                assert process.is_alive() and time.monotonic() < end, said.read_text()
+                time.sleep(0.02)
             robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
             answered.append([])
             for step in range(int(random.integers(1, 8))):
