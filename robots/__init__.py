@@ -23,6 +23,7 @@ _DEFINED_IN = {
     "load_black_box": "robots.policies.load",
     "CallablePolicy": "robots.policies.callable_policy",
     "RemotePolicy": "robots.serving.client",
+    "ChunkRunner": "robots.serving.runner",
     "serve_policy": "robots.serving.serve_policy",
     "PolicyServer": "robots.serving.serve",
 }

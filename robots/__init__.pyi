@@ -9,5 +9,6 @@ from robots.envs.vector_env import make_vector_env as make_vector_env
 from robots.policies.callable_policy import CallablePolicy as CallablePolicy
 from robots.policies.load import load_black_box as load_black_box
 from robots.serving.client import RemotePolicy as RemotePolicy
+from robots.serving.runner import ChunkRunner as ChunkRunner
 from robots.serving.serve import PolicyServer as PolicyServer
 from robots.serving.serve_policy import serve_policy as serve_policy

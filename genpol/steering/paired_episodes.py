@@ -1,8 +1,8 @@
 """Paired episodes: every arm faces the same initial states, side by side in one process.
 
 Episodes run in lockstep so that a policy answers all of them in one call. A decision proposes a
-chunk, tells the policy (`commit`), and executes the chunk open loop; an episode that succeeds,
-ends or runs out of time leaves the batch (`keep`).
+chunk, tells the policy (`commit`), and executes the chunk open loop, or its first part where
+decisions overlap; an episode that succeeds, ends or runs out of time leaves the batch (`keep`).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def run_episodes(
     *,
     generator_seed: int,
     chunk: int | None = None,
+    execute: int | None = None,
     parallel: int = 50,
     record: Sequence[int] = (),
     envs: list[Any] | None = None,
@@ -67,7 +68,9 @@ def run_episodes(
         seeds: (N,) seeds of the initial states.
         generator_seed: seeds the policy's noise. Results depend on it and on `parallel`, because
             the episodes of a batch draw from one stream.
-        chunk: actions of a proposal to execute; the policy's own chunk when None.
+        chunk: actions of a proposal to commit and execute; the policy's own chunk when None.
+        execute: how many of these are executed before the next decision, where they overlap: see
+            `genpol.steering.overlap`. All of them when None.
         parallel: episodes side by side.
         record: indices into `seeds` of episodes to film.
         envs: environments to reuse; it is filled up to `parallel` with `make_env`.
@@ -96,7 +99,9 @@ def run_episodes(
         while len(envs) < len(rows):
             envs.append(make_env())
         generator = torch.Generator().manual_seed(generator_seed + first)
-        _run_batch(policy, envs, rows, seeds, generator, chunk, rollouts, tallies, progress, stop)
+        _run_batch(
+            policy, envs, rows, seeds, generator, chunk, execute, rollouts, tallies, progress, stop
+        )
     rollouts.fell_back = tallies.fell_back / max(tallies.decisions, 1)
     rollouts.spread = tallies.spread / tallies.scored if tallies.scored else float("nan")
     return rollouts
@@ -117,6 +122,7 @@ def _run_batch(
     seeds: Sequence[int],
     generator: Generator,
     chunk: int | None,
+    execute: int | None,
     rollouts: Rollouts,
     tallies: _Tallies,
     progress: Callable[[int], None] | None,
@@ -147,7 +153,7 @@ def _run_batch(
                 )
             film = rollouts.recordings.get(row)
             ended = False
-            for action in raw[position]:
+            for action in raw[position, :execute]:
                 if film is not None:
                     film.frames.append(env.render())
                     film.decisions.append(_shown(policy, decision, position))

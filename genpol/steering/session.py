@@ -12,6 +12,7 @@ import torch
 
 from genpol.reports.videos import film_pair, write_video
 from genpol.steering.around import candidates_of
+from genpol.steering.overlap import Overlap, overlapping
 from genpol.steering.paired_episodes import MakeEnv, Mode, Rollouts, run_episodes, stack
 from genpol.steering.result import TITLES, ArmResult, SteerResult
 from genpol.steering.select import Select, argmax, keep_if_better, random_choice, softmax
@@ -35,32 +36,42 @@ class Arms:
     """Candidates lie around one proposal, see `genpol.steering.around`; 0: all are proposed."""
     filtered: Policy | None = None
     """A clone of the successful episodes, for the arm of that name."""
+    overlap: Overlap | None = None
+    """How the plans of every arm overlap; None decides between chunks."""
     diversity: str | None = None
     """What the check of the steered arm's proposals said, once it has run."""
 
     def make(self, arm: str) -> Policy:
-        """The policy of one arm."""
+        """The policy of one arm. All arms live with the same overlap."""
+        policy: Policy
         if arm == "base":
-            return self.policy
-        if arm == "mode":
-            return Mode(self.policy, self.num_candidates)
-        if arm == "filtered":
+            policy = self.policy
+        elif arm == "mode":
+            policy = self.mode()
+        elif arm == "filtered":
             assert self.filtered is not None
-            return self.filtered
-        count, edit = candidates_of(
-            self.policy.spec, self.value.spec, self.num_candidates, self.candidate_noise
-        )
-        if arm == "random":
-            return Steered(self.policy, self.value, count, random_choice(), edit=edit)
-        return Steered(
-            self.policy,
-            self.value,
-            count,
-            self.select,
-            edit=edit,
-            gate=self.gate,
-            deadline=self.deadline,
-        )
+            policy = self.filtered
+        else:
+            count, edit = candidates_of(
+                self.policy.spec, self.value.spec, self.num_candidates, self.candidate_noise
+            )
+            if arm == "random":
+                policy = Steered(self.policy, self.value, count, random_choice(), edit=edit)
+            else:
+                policy = Steered(
+                    self.policy,
+                    self.value,
+                    count,
+                    self.select,
+                    edit=edit,
+                    gate=self.gate,
+                    deadline=self.deadline,
+                )
+        return overlapping(policy, self.overlap)
+
+    def mode(self) -> Mode:
+        """The arm of that name, by itself."""
+        return Mode(self.policy, self.num_candidates)
 
 
 def make_select(temperature: float, margin: float | None) -> Select:
@@ -98,6 +109,7 @@ def run_arms(
             seeds,
             generator_seed=seed,
             chunk=arms.value.spec.chunk,
+            execute=None if arms.overlap is None else arms.overlap.execute,
             parallel=parallel,
             record=record if name in ("base", "steered") else (),
             envs=envs,
@@ -171,8 +183,7 @@ def result(
     folder: Path,
 ) -> SteerResult:
     """Everything that was found, and the films of base and steered side by side in `folder`."""
-    mode = arms.make("mode")
-    assert isinstance(mode, Mode)
+    mode = arms.mode()
     found = {
         name: ArmResult(
             success=run.success,

@@ -1,13 +1,17 @@
 """A proxy between a robot and its policy server: requests K answers, returns the best.
 
-The robot sends and receives what it always did; only which of the server's answers it gets changes.
-While one robot waits for the other server, everybody else is served.
+The robot sends and receives what it always did; only which of the server's answers it gets changes,
+and of a longer answer it gets what was scored. A message may have "reset", "executed" and
+"running", as in `robots/serving/plans.py`. While one robot waits for the other server, everybody
+else is served.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,16 +24,20 @@ from offline.types import Obs, Policy
 from robots.serving.client import RemotePolicy
 from robots.serving.connection import Answers
 from robots.serving.observations import Observations
+from robots.serving.plans import Plans, take_running
 from robots.serving.sessions import considered, decide
 from robots.serving.told import Listener, take_told
 from robots.serving.turns import Steps
 from robots.serving.versions import Newest, Version
+
+logger = logging.getLogger(__name__)
 
 
 class Chooser(Protocol):
     """What a proxy needs of `genpol.steering.steered.Steered`."""
 
     num_candidates: int
+    spec: ActionSpec
 
     def reset(self) -> None: ...
 
@@ -65,7 +73,7 @@ class ProxySession:
     ) -> None:
         self._connect, self._steer, self._num_candidates = connect, steer, num_candidates
         self._observations, self._generator = observations, generator
-        self._made: tuple[_Forward, Chooser] | None = None
+        self._made: tuple[_Forward, Chooser, Plans] | None = None
         # Connects and asks, where waiting takes nobody's turn.
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="upstream")
         self._remote: RemotePolicy | None = None
@@ -77,37 +85,50 @@ class ProxySession:
     @torch.no_grad()
     def infer(self, request: dict[str, Any], arrived: float) -> Steps:
         """The chosen answer, with "steer" added: how it was chosen."""
+        running = take_running(request, 0 if self._made is None else self._made[2].lookahead)
         told = take_told(request, self._spec.dim, None)
+        self._begins |= told.reset or self._over
+        obs: Obs = {}
+        if not (told.reset or told.alone):  # nothing is taken in of a message that cannot be used
+            self._begin()
+            obs = self._observations(request)
+        if self._made is not None:
+            _, chooser, plans = self._made
+            if told.reset or self._over:
+                chooser.reset()
+                plans.forget()
+            else:
+                told = plans.heard(told, running)
         if self._listener is not None and told.anything:
             self._listener.told(told, request)
-        anew = told.reset or self._over
-        if anew and self._made is not None:
-            self._made[1].reset()
-        self._begins |= anew
         self._over = told.ends and not told.reset
-        if self._made is not None and told.executed is not None and not anew:
-            forward, _ = self._made  # instead of the chunk that was answered
-            done = told.executed[max(0, len(told.executed) - forward.spec.chunk) :]
-            forward.commit(forward.spec.normalize(torch.from_numpy(done))[None])
         if told.alone:
             return told.echo()
-        if self._begins:
+        if told.reset:
             self._begin()
-        obs = self._observations(request)  # before the other server is asked in vain
+            obs = self._observations(request)
+        if self._made is not None:
+            self._made[2].tell(running, self._listener)
         asked = self._asking.submit(self._ask, request, arrived)
         yield asked
         remote, proposals = asked.result()
         if self._made is None:
             forward = _Forward(remote)
-            self._made = forward, self._steer(forward)
-        forward, chooser = self._made
+            chooser = self._steer(forward)
+            self._made = forward, chooser, Plans(chooser)
+        forward, chooser, plans = self._made
         forward.arrived, chooser.num_candidates = proposals, proposals.shape[1]
         answers = remote.answers[0]
         act, steer, decision = decide(chooser, obs, self._generator, arrived)
-        forward.commit(act[None])
+        plans.answered(act)
         if self._version.name:
             steer["version"] = self._version.name
         answer = {**chosen_answer(answers, decision, forward.spec), "steer": steer}
+        if plans.overlapping is None:  # the other server's own numbers
+            _cut(answer, chooser.spec.chunk)
+        else:
+            raw = chooser.spec.clip(chooser.spec.unnormalize(act.float().cpu()))
+            answer["actions"] = raw[: plans.length].numpy()
         if self._listener is not None and not self._over:
             sent = np.asarray(answer.get("actions", answer.get("action")), np.float32)
             sent = sent[None] if sent.ndim == 1 else sent
@@ -117,15 +138,18 @@ class ProxySession:
         return answer
 
     def _begin(self) -> None:
-        """An episode begins: by the newest version from now on."""
+        """Where an episode begins: by the newest version from now on."""
+        if not self._begins:
+            return
         self._begins = False
         if self._newest is None or (version := self._newest()) is self._version:
             return
         self._version, self._steer = version, version.steer
         self._observations = version.observations
         if self._made is not None:
-            forward, _ = self._made
-            self._made = forward, self._steer(forward)
+            forward = self._made[0]
+            chooser = self._steer(forward)
+            self._made = forward, chooser, Plans(chooser)
 
     def close(self) -> None:
         """Close the connections to the other server, without waiting for it."""
@@ -179,6 +203,23 @@ def chosen_answer(answers: Answers, decision: Any, spec: ActionSpec) -> dict[str
         sent[: len(raw)] = raw
     answer[key] = sent
     return answer
+
+
+def _cut(answer: dict[str, Any], count: int) -> None:
+    """Leaves the first actions in an answer of the other server: those that were scored."""
+    key = "actions" if "actions" in answer else "action"
+    actions = answer[key]
+    if np.ndim(actions) == 2 and len(actions) > count:
+        _say_once(
+            f"the other server answers chunks of {len(actions)} actions, and robots get the first "
+            f"{count}: those that the value scores. --score windows scores and passes on all"
+        )
+        answer[key] = actions[:count]
+
+
+@cache
+def _say_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 class _Forward:

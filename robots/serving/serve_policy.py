@@ -12,6 +12,7 @@ from offline.threads import choose, typical_of
 from offline.types import Policy
 from robots.serving.observations import Observations, merged
 from robots.serving.per_client import copier, find_weights, noise
+from robots.serving.plans import Plans
 from robots.serving.serve import PolicyServer, Session
 from robots.serving.sessions import FEATURES, Limits, PolicySession
 from robots.serving.told import Listener
@@ -104,7 +105,11 @@ def policy_sessions(
             make_policy(), observations, next(generators), limits, listen(), newest
         )
 
-    ours: dict[str, Any] = {"features": list(FEATURES), "spec": policy.spec.to_dict()}
+    plans = Plans(policy)
+    spec = policy.spec if plans.length is None else policy.spec.with_chunk(plans.length)
+    ours: dict[str, Any] = {"features": list(FEATURES), "spec": spec.to_dict()}
+    if plans.lookahead:
+        ours["lookahead"] = plans.lookahead
     if observations.complete:
         ours["obs_shapes"] = {key: list(shape) for key, shape in observations.shapes.items()}
     return make_session, {"genpol": ours}

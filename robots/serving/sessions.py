@@ -3,6 +3,7 @@
 Beside its observation, a request may hold:
 
     reset, executed, intervention, reward, success    see `robots/serving/told.py`
+    running      with a lookahead, see `robots/serving/plans.py`
     num_samples  n: answer n proposals (n, H, A) instead of one decision
     seed         of this request's noise
 
@@ -25,12 +26,13 @@ from offline.errors import InputError, shown
 from offline.spec import ActionSpec
 from offline.types import Obs, Policy
 from robots.serving.observations import Observations
+from robots.serving.plans import Plans, take_running
 from robots.serving.rate_limit import RateLimit
 from robots.serving.told import FEATURES as TOLD
 from robots.serving.told import Decided, Listener, take_told
 from robots.serving.versions import Newest, Version
 
-FEATURES = (*TOLD, "num_samples", "seed")
+FEATURES = (*TOLD, "running", "num_samples", "seed")
 """Announced in the metadata, as {"genpol": {"features": ...}}."""
 
 
@@ -71,8 +73,7 @@ class PolicySession:
         self._policy, self._observations, self._generator = policy, observations, generator
         self._limits = limits or Limits()
         self._rate = RateLimit(self._limits.samples_per_second, "samples")
-        # Committed with the next request, which may say that less was executed.
-        self._pending: Tensor | None = None
+        self._plans = Plans(policy)
         self._listener, self._over = listener, False
         self._base, self._newest, self._version = policy, newest, Version("", id, observations)
         self._begins = True  # whether the next observation begins an episode
@@ -80,34 +81,37 @@ class PolicySession:
 
     @torch.no_grad()
     def infer(self, request: dict[str, Any], arrived: float) -> Steps[None, None, dict[str, Any]]:
-        """{"actions": (H, A) float32 in the environment's units, "steer": ... of a steered one}."""
-        policy, spec = self._policy, self._policy.spec
+        """{"actions": (H, A) float32 in the environment's units, "steer": ... of a steered one}.
+
+        H is the policy's chunk, or what a robot needs of it where decisions overlap.
+        """
+        spec = self._policy.spec
+        running = take_running(request, self._plans.lookahead)
         told = take_told(request, spec.dim, spec.chunk)
         count, seed = _extras(request, self._limits.max_samples)
+        self._begins |= told.reset or self._over
+        obs: Obs = {}
+        if not (told.reset or told.alone):  # nothing is taken in of a message that cannot be used
+            self._begin()
+            obs = self._observed(request, count)
+        if told.reset or self._over:
+            self._policy.reset()
+            self._plans.forget()
+        else:
+            told = self._plans.heard(told, running)
         if self._listener is not None and told.anything:
             self._listener.told(told, request)
-        if told.reset or self._over:
-            policy.reset()
-            self._pending = None
-        elif told.executed is not None:  # instead of the chunk that was answered
-            done = told.executed[max(0, len(told.executed) - spec.chunk) :]
-            self._pending = spec.normalize(torch.from_numpy(done))[None]
-        self._begins |= told.reset or self._over
         self._over = told.ends and not told.reset
         if told.alone:
             return told.echo()
-        if self._begins:
+        if told.reset:
             self._begin()
-            policy, spec = self._policy, self._policy.spec
-        obs = self._observations(request)
-        if count is not None:
-            self._rate.take(number=count)
+            obs = self._observed(request, count)
+        policy, spec = self._policy, self._policy.spec
         generator = self._generator
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-        pending, self._pending = self._pending, None
-        if pending is not None and pending.shape[1]:
-            policy.commit(pending)
+        self._plans.tell(running, self._listener)
         answer: dict[str, Any] = {}
         decision = None
         if count is not None:
@@ -123,20 +127,25 @@ class PolicySession:
             raise InputError("the policy gave NaN or infinite actions: are its weights intact?")
         raw = spec.clip(raw)
         if count is None:
-            self._pending = spec.normalize(raw)[None]
-            if self._listener is not None and not self._over:
-                sent = raw.numpy()
-                decided = considered(decision, spec, sent, arrived, answer.get("steer", {}))
-                self._listener.decided(request, decided)
-        return {"actions": raw.numpy(), **answer}
+            self._plans.answered(spec.normalize(raw))
+        else:  # which of them the robot takes is not known
+            self._plans.forget()
+        sent = raw[..., : self._plans.length, :].numpy()
+        if count is None and self._listener is not None and not self._over:
+            decided = considered(decision, spec, sent, arrived, answer.get("steer", {}))
+            self._listener.decided(request, decided)
+        return {"actions": sent, **answer}
 
     def _begin(self) -> None:
-        """An episode begins: by the newest version from now on."""
+        """Where an episode begins: by the newest version from now on."""
+        if not self._begins:
+            return
         self._begins = False
         if self._newest is None or (version := self._newest()) is self._version:
             return
         self._version, self._observations = version, version.observations
         self._policy = version.steer(self._base)
+        self._plans = Plans(self._policy)
 
     def _samples(
         self, obs: Obs, count: int, generator: Generator, arrived: float
@@ -156,6 +165,13 @@ class PolicySession:
                 due = {"since": now + share - deadline}
             drawn.append(policy.sample(obs, size, generator, **due)[0])
         return torch.cat(drawn)
+
+    def _observed(self, request: dict[str, Any], count: int | None) -> Obs:
+        """The observation of a message that asks for so many samples, or for a decision."""
+        obs = self._observations(request)
+        if count is not None:
+            self._rate.take(number=count)
+        return obs
 
     def close(self) -> None:
         """The client has gone."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genpol.commands.chunk_options import chunks
 from genpol.commands.serve.options import CANDIDATES, Serve
 from offline.errors import InputError, listed
 
@@ -54,6 +56,25 @@ def load_value(config: Serve) -> tuple[Any, dict[str, tuple[int, ...]]]:
         return (values[0] if values else None), shapes
     weights = list(config.value_weights) or [1.0 / len(values)] * len(values)
     return Composed(values, weights), shapes
+
+
+def planned(config: Serve, choice: Choice, base: Policy, *, anytime: bool = True) -> Any:
+    """`base` steered, if anything has been learnt, with the chunks that the options ask for;
+    `anytime` lets it watch the deadline itself.
+
+    Raises:
+        InputError: the options do not fit the policy's chunks, or the edits do not.
+    """
+    from genpol.steering.overlap import overlapping
+
+    value, overlap = chunks(config, choice.value, base.spec.chunk)
+    if choice.editor is not None and config.score == "windows":
+        raise InputError("edits move chunks of the value's length: leave out --score windows")
+    if value is choice.value:
+        policy = steer(config, choice, base, anytime=anytime)
+    else:
+        policy = steer(config, replace(choice, value=value), base, anytime=anytime)
+    return overlapping(policy, overlap)
 
 
 def steer(config: Serve, choice: Choice, base: Policy, *, anytime: bool = True) -> Any:
@@ -107,7 +128,7 @@ def make_watch(
                 )
         return Version(
             name,
-            lambda base: steer(config, choice, base, anytime=anytime),
+            lambda base: planned(config, choice, base, anytime=anytime),
             observations(choice.obs_shapes),
         )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from genpol.commands.chunk_options import chunks, policy_chunk
 from genpol.commands.serve.options import (
     CANDIDATES,
     PROXY_CANDIDATES,
@@ -85,8 +86,9 @@ Parts = tuple[Callable[[], "Session"], dict[str, Any], int, "Recorder | None", "
 
 def policy(config: Serve) -> Parts:
     """What serves a policy of our own."""
-    from genpol.commands.serve.choosing import first_choice, make_watch, steer
+    from genpol.commands.serve.choosing import first_choice, make_watch, planned
     from genpol.commands.serve.recording import make_recorder
+    from genpol.steering.overlap import overlapping
     from robots.serving.observations import merged
     from robots.serving.serve_policy import observed, policy_sessions
     from robots.serving.sessions import Limits
@@ -96,7 +98,11 @@ def policy(config: Serve) -> Parts:
 
     def load() -> Policy:
         base = load_base(config, value)
-        return base if value is None or watched else steer(config, choice, base)
+        if watched:
+            return base
+        if value is None:
+            return overlapping(base, chunks(config, None, base.spec.chunk)[1])
+        return planned(config, choice, base)
 
     def observing(needed: Mapping[str, tuple[int, ...]]) -> Observations:
         known = observed(base)
@@ -131,7 +137,7 @@ def proxy(config: Serve) -> Parts:
     Raises:
         InputError: it cannot be reached now. Later on, that is answered to the robot.
     """
-    from genpol.commands.serve.choosing import first_choice, make_watch, steer
+    from genpol.commands.serve.choosing import first_choice, make_watch, planned
     from genpol.commands.serve.keys import upstream_key
     from genpol.commands.serve.recording import make_recorder
     from offline.errors import InputError
@@ -157,10 +163,11 @@ def proxy(config: Serve) -> Parts:
             api_key=key,
             timeout=config.timeout,
             parallel=min(config.parallel, count),
-            chunk=value.spec.chunk if fixed else None,
+            chunk=policy_chunk(config, value) if fixed else None,
             deadline=config.deadline_ms / 1e3 if config.deadline_ms else None,
         )
 
+    ours: dict[str, Any] = {"features": [*FEATURES, "running"]}
     try:
         probe = connect()
     except UnknownActions as error:
@@ -168,6 +175,12 @@ def proxy(config: Serve) -> Parts:
     with probe:
         metadata = {key: entry for key, entry in probe.metadata.items() if key != "genpol"}
         spec = probe.spec
+    if fixed:  # else the length of an answer is the other server's affair
+        said = spec.chunk if "genpol" in probe.metadata else 0
+        if length := answer_length(config, value, said):
+            ours["spec"] = spec.with_chunk(length).to_dict()
+    if config.lookahead:
+        ours["lookahead"] = config.lookahead
     generators = noise(config.seed)
 
     def observing(needed: Mapping[str, tuple[int, ...]]) -> Observations:
@@ -182,7 +195,7 @@ def proxy(config: Serve) -> Parts:
     def make_session() -> Session:
         return ProxySession(
             connect,
-            lambda base: steer(config, choice, base, anytime=False),
+            lambda base: planned(config, choice, base, anytime=False),
             count,
             observations,
             next(generators),
@@ -191,9 +204,6 @@ def proxy(config: Serve) -> Parts:
             newest,
         )
 
-    ours: dict[str, Any] = {"features": list(FEATURES)}
-    if fixed:  # else the length of an answer is the other server's affair
-        ours["spec"] = spec.to_dict()
     return make_session, {**metadata, "genpol": ours}, threads_for(config, value), recorder, watch
 
 
@@ -207,7 +217,7 @@ def load_base(config: Serve, value: Any) -> Policy:
             config.policy,
             trust=config.trust,
             env_spec=action_spec(config, value),
-            action_chunk=None if value is None else value.spec.chunk,
+            action_chunk=policy_chunk(config, value),
             language=config.prompt,
             device=config.device,
         )
@@ -239,6 +249,20 @@ def action_spec(config: Serve, value: Any) -> ActionSpec | None:
     spec = value.spec
     same = {name: getattr(spec, name) for name in ("names", "gripper", "gripper_open")}
     return ActionSpec.from_bounds(spec.low, spec.high, **same)
+
+
+def answer_length(config: Serve, value: Any, upstream: int) -> int | None:
+    """Actions of a proxy's answers; None where only the other server's first answer tells.
+
+    Args:
+        config: the options.
+        value: scores them.
+        upstream: actions of the other server's answers; 0 where it does not say.
+    """
+    if config.score == "windows" and not upstream:
+        return config.execute and config.execute + config.lookahead
+    critic, overlap = chunks(config, value, upstream or value.spec.chunk)
+    return critic.spec.chunk if overlap is None else overlap.answer
 
 
 def make_observations(

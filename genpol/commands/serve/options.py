@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
+from genpol.commands.chunk_options import CHUNKS, ChunkOptions, check_chunks
 from offline.ranges import Finite, NotNegative, Positive, Seed, Size, Threads
 
 PROXY_CANDIDATES, CANDIDATES = 8, 32
@@ -17,6 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "port", "api_key_file", "rename", "prompt", "trust",
     ),
     "choice": ("margin", "gate", "value_weights", "candidate_noise", "deadline_ms"),
+    "chunks": CHUNKS,
     "observations and instruction": ("language_model", "env", "actions_of"),
     "newer versions": ("watch_every", "judge_by"),
     "recording": ("record", "record_fps", "record_limit_gb"),
@@ -35,7 +37,7 @@ DEFAULT_TEXTS = {
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(ChunkOptions):
     """Serve a policy, steered or not, or steer another server's policy (openpi)."""
 
     policy: str | None = None
@@ -162,6 +164,9 @@ def check(config: Serve) -> None:
         raise InputError("--edit moves the proposals itself: leave out --candidate-noise")
     if config.candidate_noise and not (config.value or config.watch):
         raise InputError("--candidate-noise needs --value or --watch to choose by")
+    check_chunks(config, valued=chooses)
+    if config.edit is not None and config.score == "windows":
+        raise InputError("--edit moves chunks of the value's length: leave out --score windows")
     if config.edit is not None and config.value:
         raise InputError("--edit brings the value that it was trained with: leave out --value")
     if config.watch is not None and len(config.value) > 1:

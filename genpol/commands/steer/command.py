@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genpol.commands.chunk_options import CHUNKS, chunks, policy_chunk
 from genpol.commands.steer.options import Steer, check
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ def steer(config: Steer) -> SteerResult:
         InputError: for what a user can mend; nothing has been written then.
         Interrupted: a signal stopped it; the episodes that had ended are in episodes.csv.
     """
-    from genpol.commands.steer.inputs import WithLanguage, embed, load_policy, load_values, tuned
+    from genpol.commands.steer.inputs import (
+        WithLanguage,
+        embed,
+        learn_chunk,
+        load_policy,
+        load_values,
+        require_plan,
+        tuned,
+    )
     from genpol.runs.device import pick_device
     from genpol.runs.interrupts import InterruptGuard
     from genpol.runs.processor import on_the_cpu
@@ -82,9 +91,9 @@ def steer(config: Steer) -> SteerResult:
     probe = make_env(env_name, max_steps=config.max_steps)
     require_success(probe)
     language = config.instruction or probe.language
-    policy = load_policy(config.policy, config, probe, language, values.spec.chunk)
+    policy = load_policy(config.policy, config, probe, language, policy_chunk(config, values))
     filtered = (
-        load_policy(config.filtered, config, probe, language, values.spec.chunk)
+        load_policy(config.filtered, config, probe, language, policy_chunk(config, values))
         if config.filtered
         else None
     )
@@ -100,6 +109,10 @@ def steer(config: Steer) -> SteerResult:
         env = make_env(env_name, max_steps=config.max_steps, image_keys=image_keys or None)
         return env if embedding is None else WithLanguage(env, embedding)
 
+    if config.score == "windows":
+        learn_chunk(policy, new_env)
+    values, overlap = chunks(config, values, policy.spec.chunk)
+    require_plan(filtered, values.spec.chunk)
     parts = [policy, filtered, *getattr(values, "critics", [values])]
     weights = [weight for part in parts for weight in find_weights(part)]
     if config.threads is not None or on_the_cpu(config.device):  # else PyTorch's own number stays
@@ -117,6 +130,7 @@ def steer(config: Steer) -> SteerResult:
         deadline=config.deadline_ms / 1e3 if config.deadline_ms else None,
         candidate_noise=config.candidate_noise,
         filtered=filtered,
+        overlap=overlap,
     )
     document = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     document["device"] = asked
@@ -213,6 +227,11 @@ def settings(config: Steer, chosen: dict[str, Any]) -> dict[str, Any]:
         shown["candidate noise"] = config.candidate_noise
     if config.deadline_ms:
         shown["deadline, ms"] = config.deadline_ms
+    if config.score != "first":
+        shown["score"] = config.score
+    for name in CHUNKS[1:]:
+        if found := getattr(config, name):
+            shown[name.replace("_", " ")] = found
     return shown | {"seed": config.seed}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ def load_values(config: Steer) -> tuple[Critic, str]:
     return Composed(values, weights), env_name
 
 
-def load_policy(text: str, config: Steer, env: Any, language: str | None, chunk: int) -> Policy:
-    """A clone's folder or a black box, for the environment's actions."""
+def load_policy(
+    text: str, config: Steer, env: Any, language: str | None, chunk: int | None
+) -> Policy:
+    """A clone's folder or a black box, for the environment's actions; of a black box that is asked
+    for chunks of no length in particular, all that it proposes."""
     from genpol.agents.deploy import load_trained
     from robots.policies.load import is_black_box, load_black_box
 
@@ -49,6 +53,29 @@ def load_policy(text: str, config: Steer, env: Any, language: str | None, chunk:
         language=language,
         device=config.device,
     )
+
+
+def learn_chunk(policy: Any, new_env: Callable[[], Any]) -> None:
+    """Ask another server once, so that its policy's spec says how long its chunks are."""
+    from genpol.steering.session import first_observations
+
+    if hasattr(policy, "sample_anew"):
+        policy.sample_anew(first_observations(new_env, [0])[0], 1, None)
+
+
+def require_plan(filtered: Policy | None, plan: int) -> None:
+    """Check that the clone of --filtered proposes chunks as long as those that are compared.
+
+    Raises:
+        InputError: it does not.
+    """
+    from offline.errors import InputError
+
+    if filtered is not None and filtered.spec.chunk < plan:
+        raise InputError(
+            f"--filtered proposes chunks of H={filtered.spec.chunk}, and {plan} actions are "
+            "executed of each: clone it with a longer --action-chunk, or pass --score first"
+        )
 
 
 class WithLanguage:

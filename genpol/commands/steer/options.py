@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from genpol.commands.chunk_options import CHUNKS, ChunkOptions, check_chunks
 from genpol.commands.wandb_options import WANDB, WandbOptions
 from offline.ranges import Amount, Count, Finite, NotNegative, Seed, Size, Threads
 
@@ -22,6 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "choice": (
         "margin", "gate", "value_weights", "candidate_noise", "deadline_ms", "any_task",
     ),
+    "chunks": CHUNKS,
     "comparison": ("arms", "filtered", "parallel"),
     "environment and instruction": ("max_steps", "instruction", "language_model"),
     "run": ("device", "threads", "trust", *WANDB),
@@ -29,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Steer(WandbOptions):
+class Steer(WandbOptions, ChunkOptions):
     """Evaluate a policy with and without value steering, on paired episodes."""
 
     policy: str
@@ -108,6 +110,7 @@ def check(config: Steer) -> None:
     from offline.option_check import check_numbers
 
     check_numbers(config)
+    check_chunks(config, valued=True)
     if config.value_weights and len(config.value_weights) != len(config.value):
         raise InputError(
             f"{len(config.value_weights)} --value-weights for {len(config.value)} values"

@@ -72,16 +72,11 @@ def test_edits_of_another_servers_answers(upstream, tmp_path):
             answer = robot.infer({"state": STATE})
             assert len(answers) == 4  # as many as the edits were trained with
             steer, actions = answer["steer"], answer["actions"]
-            assert steer["num_candidates"] == 12 and actions.shape == (5, 3)
-            source = steer["chosen"] if steer["chosen"] < 4 else (steer["chosen"] - 4) // 2
-            # What lies behind the chunk of the value is the other server's.
-            rest = [np.array_equal(actions[2:], one["actions"][2:]) for one in answers]
-            assert sum(rest) == 1
-            raw = answers[rest.index(True)]["actions"][:2]
+            assert steer["num_candidates"] == 12 and actions.shape == (2, 3)  # that were scored
             span = 0.3 * (np.array(SPEC.high) - np.array(SPEC.low)) / 2
-            assert (np.abs(actions[:2] - raw) <= span + 1e-5).all()
-            edited += steer["chosen"] >= 4 and not np.allclose(actions[:2], raw)
-            assert source < 4
+            moves = [np.abs(actions - one["actions"][:2]) for one in answers]
+            assert any((move <= span + 1e-5).all() for move in moves)
+            edited += steer["chosen"] >= 4 and min(move.max() for move in moves) > 1e-6
         assert edited > 3
         robot._ws.close()
 
