@@ -123,7 +123,7 @@ def test_a_proxys_robot_is_recorded_and_its_server_is_told_nothing_of_it(folders
 
     def infer(message):
         low, high = np.array(SPEC.low), np.array(SPEC.high)
-        return {"actions": drawn.uniform(low, high, (5, 3))}
+        return {"actions": drawn.uniform(low, high, (2, 3))}
 
     record = tmp_path / "recorded"
     with OpenpiServer(infer) as other:
@@ -140,7 +140,7 @@ def test_a_proxys_robot_is_recorded_and_its_server_is_told_nothing_of_it(folders
             with pytest.raises(RuntimeError, match='"reward" is NaN or infinite'):
                 robot.infer({"state": STATE, "reward": float("nan")})
             last = {"executed": np.empty((0, 3)), "success": True, "state": 4 * STATE}
-            assert robot.infer(last)["actions"].shape == (5, 3)
+            assert robot.infer(last)["actions"].shape == (2, 3)
             robot._ws.close()
         assert {key for message in other.messages for key in message} == {"state"}
     add_journals(record)
@@ -151,7 +151,7 @@ def test_a_proxys_robot_is_recorded_and_its_server_is_told_nothing_of_it(folders
     np.testing.assert_allclose(episode.actions[1:], 1.0)
     assert found.intervention.tolist() == [False, True, False]
     np.testing.assert_allclose(found.answers[1], second["actions"], atol=1e-6)
-    assert found.candidates[0].shape == (3, 2, 3) and found.answers[0].shape == (5, 3)
+    assert found.candidates[0].shape == (3, 2, 3) and found.answers[0].shape == (2, 3)
     assert episode.rewards.tolist() == [1.5, *[0.0] * 7] and episode.success is True
     np.testing.assert_allclose(episode.obs["state"][-1], 4 * STATE)
 
