@@ -145,6 +145,6 @@ def episode_scores(
 
 
 def _auc(scores: Sequence[tuple[np.ndarray, np.ndarray, bool]], which: int) -> float:
-    q = np.concatenate([one[which] for one in scores])
-    won = np.concatenate([np.full(len(one[which]), one[2]) for one in scores])
-    return auc(q, won)
+    each = [(one[0] if which == 0 else one[1], one[2]) for one in scores]
+    won = np.concatenate([np.full(len(q), success) for q, success in each])
+    return auc(np.concatenate([q for q, _ in each]), won)

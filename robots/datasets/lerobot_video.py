@@ -6,7 +6,7 @@ one by one, so that an episode of large ones never lies in memory as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -84,7 +84,7 @@ def read_frames(clip: Clip, name: str, size: tuple[int, int] | None = None) -> n
     return found
 
 
-def _by_pyav(clip: Clip) -> Iterator[np.ndarray]:
+def _by_pyav(clip: Clip) -> Generator[np.ndarray, None, None]:
     import av
 
     with av.open(
@@ -104,7 +104,7 @@ def _by_pyav(clip: Clip) -> Iterator[np.ndarray]:
                 return
 
 
-def _by_ffmpeg(clip: Clip) -> Iterator[np.ndarray]:
+def _by_ffmpeg(clip: Clip) -> Generator[np.ndarray, None, None]:
     import imageio_ffmpeg
 
     # A quarter of a frame early: timestamps are rounded, and ffmpeg drops what lies before.

@@ -102,7 +102,7 @@ class Observations:
             log.warning(
                 '"%s" comes as %d x %d and is resized to %d x %d', key, *value.shape[:2], *shape[:2]
             )
-        return resize(value, shape[:2])
+        return resize(value, (shape[0], shape[1]))
 
     def _language(self, prompt: Any) -> Tensor:
         if isinstance(prompt, np.ndarray) and prompt.dtype.kind == "U" and prompt.size == 1:

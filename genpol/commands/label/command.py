@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genpol.commands.label.options import ALL, Label, check
 
@@ -146,7 +146,7 @@ def by_version(episodes: Episodes, labels: Mapping[int, Spoken]) -> list[str]:
     from genpol.reports.stats import wilson
     from robots.datasets.labels import own_index
 
-    facts_of = getattr(episodes, "facts", None)
+    facts_of: Any = getattr(episodes, "facts", None)
     counts: dict[str, list[int]] = {}
     for position in range(len(episodes)) if facts_of is not None else ():
         facts = facts_of(position)

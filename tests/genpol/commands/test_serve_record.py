@@ -123,7 +123,7 @@ def test_a_proxys_robot_is_recorded_and_its_server_is_told_nothing_of_it(folders
 
     def infer(message):
         low, high = np.array(SPEC.low), np.array(SPEC.high)
-        return {"actions": drawn.uniform(low, high, (2, 3))}
+        return {"actions": drawn.uniform(low, high, (5, 3))}
 
     record = tmp_path / "recorded"
     with OpenpiServer(infer) as other:
