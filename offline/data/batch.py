@@ -38,12 +38,12 @@ class Batch:
     """(B,) discounted rewards to the episode's end; NaN where that is not known."""
     success: Tensor
     """(B,) 1 or 0 of the whole episode, NaN where unknown."""
-    proposed: Tensor | None = None
-    """(B, N, H, A) what the policy proposed at `next_obs`, normalised, where that was recorded; a
-    target then chooses among these, and nobody is asked again."""
     key: Tensor | None = None
     """(B,) identifies each transition among all that its source ever held; -1 where it cannot be
     told again, `IMAGINED` where it never happened. A cache by transition goes by it."""
+    proposed: Tensor | None = None
+    """(B, N, H, A) what the policy proposed at `next_obs`, normalised, where that was recorded; a
+    target then chooses among these, and nobody is asked again."""
 
     def __len__(self) -> int:
         return len(self.act)
