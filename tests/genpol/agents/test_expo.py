@@ -17,7 +17,7 @@ from genpol.agents.imitation import Imitation
 from genpol.policies.architecture import Architecture
 from genpol.policies.policy import ChunkPolicy
 from offline.critics.value import ValueFunction
-from offline.data.batch import Batch
+from offline.data.batch import Batch, join_batches
 from offline.errors import InputError
 from offline.spec import ActionSpec
 from offline.types import Policy
@@ -82,15 +82,7 @@ def learn(agent: EXPO, steps: int, best: float = ARMS, online: bool = True) -> d
             obs = {"state": torch.rand(64, 2, generator=draw)}
             act = agent.acting().sample(obs, 1, draw)[:, 0, 0, 0]
             own = one_step(obs, act, -(act - best).abs())
-            batch = Batch(
-                **{
-                    f.name: {"state": torch.cat([a["state"], b["state"]])}
-                    if isinstance(a, dict)
-                    else torch.cat([a, b])
-                    for f in dataclasses.fields(Batch)
-                    for a, b in [(getattr(batch, f.name), getattr(own, f.name))]
-                }
-            )
+            batch = join_batches([batch, own])
         metrics = agent.update_critic(batch, noise) | agent.update_policy(batch, noise)
     return metrics
 

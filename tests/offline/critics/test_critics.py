@@ -186,7 +186,7 @@ def test_a_dataset_without_success_is_refused():
         ({"discount": 1.0}, "--discount must be below 1, received 1.0"),
         ({"action_chunk": 0}, "--action-chunk must be at least 1"),
         ({"ensemble": 11}, "--ensemble must be at most 10"),
-        ({"image_keys": ("state_",)}, 'no observation "state_". Did you mean "state"'),
+        ({"image_keys": ("sate",)}, 'no observation "sate". Did you mean "state"'),
     ],
 )
 def test_bad_settings_are_refused(options, message):
