@@ -40,11 +40,17 @@ def wanted_keys(
     images; None reads the default.
 
     Raises:
-        InputError: the dataset has no such observation, or several may be meant.
+        InputError: the dataset has no such observation, several may be meant, or an image is none.
     """
     known = episodes.obs_shapes
     obs_keys = own_names(obs_keys, known, "the dataset")
     image_keys = own_names(image_keys, known, "the dataset")
+    for key in image_keys:
+        if len(known[key]) != 3:
+            raise InputError(
+                f'--image-keys: "{key}" is no image but has shape {tuple(known[key])}; vectors are '
+                "named by --obs-keys"
+            )
     if not obs_keys and not image_keys:
         return None
     flat = obs_keys or [key for key, shape in known.items() if len(shape) == 1]

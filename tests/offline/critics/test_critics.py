@@ -186,6 +186,7 @@ def test_a_dataset_without_success_is_refused():
         ({"discount": 1.0}, "--discount must be below 1, received 1.0"),
         ({"action_chunk": 0}, "--action-chunk must be at least 1"),
         ({"ensemble": 11}, "--ensemble must be at most 10"),
+        ({"image_keys": ("state",)}, r'--image-keys: "state" is no image but has shape \(\d+,\)'),
         ({"image_keys": ("sate",)}, 'no observation "sate". Did you mean "state"'),
     ],
 )
