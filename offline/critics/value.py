@@ -127,7 +127,9 @@ class ValueFunction(nn.Module):
         Raises:
             SpecError: a key is missing or has another shape than in training.
         """
-        return self.heads.project(self.encoder(at_sizes(obs, self.obs_shapes)), which)
+        if any(len(shape) == 3 for shape in self.obs_shapes.values()):
+            obs = at_sizes(obs, self.obs_shapes)
+        return self.heads.project(self.encoder(obs), which)
 
     def score(self, features: Tensor, act: Tensor, which: Tensor | None = None) -> Tensor:
         """(B, F) from `encode` and (B, K, H, A), normalised by `spec` -> (E, B, K).

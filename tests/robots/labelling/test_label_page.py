@@ -52,7 +52,7 @@ def test_a_person_labels_every_episode_by_keys_and_clicks(tab: Tab, tmp_path):
         wait_for(tab, 0)
         assert tab.run("$('progress').getAttribute('aria-valuenow')") == "0"
         # The prompt is text, whatever it holds.
-        assert "“task <b>0</b>”" in tab.run("$('title').textContent")
+        tab.until("$('title').textContent.includes('“task <b>0</b>”')")
         # The film runs by itself, to its end, and shows the frames: the bar goes to the right.
         tab.until(f"began === null && step === {STEPS}")
         bar = "[...$('film').getContext('2d').getImageData(0, 12, 24, 1).data]"
