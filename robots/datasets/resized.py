@@ -52,6 +52,6 @@ class Resized:
 
     def __getattr__(self, name: str) -> Any:
         """What else the dataset says of its episodes."""
-        if name not in ("decisions", "episode_indices", "success_of"):
+        if name not in ("decisions", "facts", "episode_indices", "success_of"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
         return getattr(self.source, name)
